@@ -1,0 +1,1167 @@
+"""gpt.py: how a GPT is made, in one file that is read from top to bottom.
+
+A GPT (generative pre-trained transformer) does one thing. Shown the beginning of a text, it says
+how likely each character is to come next. Draw one by those odds, append it, ask again: the model
+writes. Everything below serves to make the odds good, and to use them well.
+
+    0  Settings     every number that you may want to change
+    1  Text         what the model learns from
+    2  Tokens       characters become integers, and integers characters
+    3  Batches      inputs, and as targets the same text one step later
+    4  Bigram       the baseline: look at one character, guess the next
+    5  Attention    how a token gathers what it needs from the tokens before it
+    6  GPT          attention and a small network, stacked
+    7  Training     from examples to better weights
+    8  Writing      from odds to text
+    9  The run      what `python gpt.py` does with all this
+    A  Appendix     plumbing that a reader may skip: checks, files, the terminal, the command line
+
+    python gpt.py                               run the story, two minutes on a laptop without a GPU
+    python gpt.py --text my.txt                 the same with your own text
+    python gpt.py sample --prompt "ROMEO:"      let the trained model write
+    python gpt.py --help                        all options
+
+You need to know Python, and that a matrix product is many dot products at once. A comment such as
+`# (B, T) -> (B, T, C)` says how a line changes the shape of a tensor, always in these letters:
+
+    B   batch: how many pieces of text are worked on side by side
+    T   time: how many tokens a piece has
+    C   channels: how many numbers describe one token
+    V   vocabulary: how many different tokens there are
+    nh  number of heads, and hs  head size: each head has its share of the channels, hs = C / nh
+"""
+
+# %% 0. Settings
+# All numbers that decide what is built and how it learns. The chapters explain them; this is the
+# place to come back to. The defaults make a model of 0.6 million weights that learns in about two
+# minutes on two processor cores.
+
+import argparse
+import csv
+import hashlib
+import io
+import math
+import os
+import pickle
+import signal
+import sys
+import textwrap
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from itertools import zip_longest
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import requests
+
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy")     # nothing here needs NumPy
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+
+@dataclass
+class Config:
+    """The settings of a model and of its training. Raises ValueError for one that cannot work."""
+
+    # The model
+    vocab_size: int = 65            # V, different tokens; a run takes it from its text
+    block_size: int = 64            # the context: the most tokens that the model can look at
+    n_layer: int = 3                # blocks, one on top of the other
+    n_head: int = 4                 # nh, attention heads in each block
+    n_embd: int = 128               # C, numbers that describe one token
+    dropout: float = 0.0            # share of numbers set to zero in training; helps on short texts
+    bias: bool = True               # linear layers and LayerNorms also add a constant, as in GPT-2
+    position: str = "learned"       # how tokens know their place: learned, sinusoidal or rotary
+    tie_weights: bool = False       # one table to read and to predict tokens with, as in GPT-2
+
+    # The training
+    batch_size: int = 12            # B, pieces of text in each step
+    max_steps: int = 3000           # steps of gradient descent
+    learning_rate: float = 4e-3     # the highest on the way; a model this small bears a lot
+    warmup_steps: int = 100         # steps until it is reached
+    weight_decay: float = 0.1       # pull of the matrices towards zero, relative to learning_rate
+    grad_clip: float = 1.0          # a longer gradient is shortened to this length
+    eval_interval: int = 500        # steps from one look at the validation split to the next
+    seed: int = 1337                # decides the first weights, the batches and the samples
+
+    def __post_init__(self):
+        check_config(self)          # appendix A
+
+
+# %% 1. Text
+# A language model learns from text and from nothing else. Ours is Tiny Shakespeare, 1.1 million
+# characters from his plays. It is downloaded once and kept in data/. What arrives is kept only if
+# its SHA-256 is the one we know: half a file, or the login page of a hotel, is not Shakespeare.
+# Without a network, there is a text that every Python carries with it: its own manual.
+
+DATA = Path("data")
+SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+SHAKESPEARE_URL = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
+                   "data/tinyshakespeare/input.txt")
+
+
+def download(url, path, sha256, timeout=5.0):
+    """Fetch `url` into the file `path`; if that fails, raise OSError and leave `path` as it was.
+
+    timeout: seconds, for the connection and for each wait for more bytes.
+    """
+    digest = hashlib.sha256()
+    with replacing(path) as file, requests.get(url, stream=True, timeout=timeout) as response:
+        response.raise_for_status()
+        for chunk in response.iter_content(chunk_size=65536):
+            digest.update(chunk)
+            file.write(chunk)
+        if digest.hexdigest() != sha256:
+            raise OSError(f"{url} sent something else than expected (its SHA-256 differs)")
+
+
+def load_shakespeare(tries=3):
+    """Tiny Shakespeare, from data/ if it is there and whole, else downloaded. OSError if neither."""
+    path = DATA / "tinyshakespeare.txt"
+    for attempt in range(1, tries + 1):
+        if path.exists() and hashlib.sha256(path.read_bytes()).hexdigest() == SHAKESPEARE_SHA256:
+            break
+        try:
+            download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256)
+        except OSError:
+            if attempt == tries:
+                raise
+            time.sleep(1)           # many network errors pass by themselves
+    return path.read_text(encoding="utf-8")
+
+
+def load_manual():
+    """The manual of Python, about 465,000 characters that come with Python itself."""
+    return "".join(topics.values())
+
+
+# %% 2. Tokens
+# A network calculates with numbers. So the text is cut into tokens, and each different token gets
+# a number of its own. Here a token is one character: nothing is simpler, and the vocabulary is small.
+
+
+class CharTokenizer:
+    """Turns text into a list of integers, one for each character, and back.
+
+    >>> tokenizer = CharTokenizer("helo")
+    >>> tokenizer.encode("hello")
+    [0, 1, 2, 2, 3]
+    >>> tokenizer.decode([0, 1, 2, 2, 3])
+    'hello'
+    """
+
+    def __init__(self, characters):
+        self.characters = characters
+        self.vocab_size = len(characters)
+        self.ids = {character: i for i, character in enumerate(characters)}
+
+    def encode(self, text):
+        """str -> list of int. Raises ValueError for a character that is not in the vocabulary."""
+        try:
+            return [self.ids[character] for character in text]
+        except KeyError as error:
+            raise ValueError(f"the character {error} is not in the vocabulary of {self.vocab_size}: "
+                             f"{self.characters!r}") from None
+
+    def decode(self, ids):
+        """list of int -> str. Raises ValueError for an id that is not in the vocabulary."""
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"the id {i} is not in the vocabulary: ids go from 0 to "
+                                 f"{self.vocab_size - 1}, for {self.characters!r}")
+        return "".join(self.characters[i] for i in ids)
+
+
+def build_char_tokenizer(text):
+    """A CharTokenizer of all characters in `text`, in sorted order.
+
+    >>> build_char_tokenizer("banana").characters
+    'abn'
+    """
+    return CharTokenizer("".join(sorted(set(text))))
+
+
+# %% 3. Batches
+# What can be learned from a text? At each place: after these tokens came that one. A piece of T
+# tokens holds T such examples, one for each of its beginnings, and the model will answer them all
+# at once. So its targets are its inputs, one step later:
+#
+#     inputs      F i r s t
+#     targets     i r s t _
+#
+# The last tenth of the text is kept out of training. Only there does it show whether a model has
+# learned the language or has memorized the text.
+
+
+def split(tokens):
+    """Cut tokens (N,) in two: the first 90% to train on, the rest to validate with."""
+    n = int(0.9 * len(tokens))
+    return tokens[:n], tokens[n:]
+
+
+def get_batch(data, step, config):
+    """Inputs and targets of one training step, two int64 tensors (B, T), from random places in data.
+
+    Only the seed and the step decide which places, so a run can be repeated, or stopped and resumed.
+
+    >>> x, y = get_batch(torch.arange(100), 0, Config(batch_size=2, block_size=4))
+    >>> bool((y == x + 1).all())
+    True
+    """
+    B, T = config.batch_size, config.block_size
+    generator = torch.Generator().manual_seed(1_000_003 * config.seed + step)
+    starts = torch.randint(len(data) - T, (B, 1), generator=generator)
+    places = starts + torch.arange(T + 1)       # (B, 1) + (T+1,) -> (B, T+1)
+    pieces = data[places.to(data.device)]       # (N,) -> (B, T+1)
+    return pieces[:, :-1], pieces[:, 1:]        # (B, T+1) -> two of (B, T)
+
+
+# %% 4. Bigram
+# The simplest model that learns looks at one token and guesses the next. It is a table: a row for
+# each token, and in the row a score for each token that may follow. Such scores are called logits.
+# Softmax, exp(logit) / (the sum of all exp(logit) in the row), turns them into probabilities.
+#
+# How wrong is a guess? Its loss is -ln(the probability that it gave to the token that really came),
+# averaged over all places: the cross-entropy, in nats per token. To know nothing and give each of
+# V tokens the probability 1/V costs ln(V). To be sure and right costs 0.
+
+
+def next_token_loss(logits, targets):
+    """Mean cross-entropy, in nats per token, of logits (B, T, V) for targets (B, T) -> ()."""
+    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())     # (B*T, V), (B*T,) -> ()
+
+
+class BigramLanguageModel(nn.Module):
+    """Predicts each token from the one before: `logits, loss = model(idx, targets)`."""
+
+    block_size = 1                              # the tokens that it looks at
+
+    def __init__(self, vocab_size):
+        super().__init__()
+        self.vocab_size = vocab_size
+        self.table = nn.Embedding(vocab_size, vocab_size)
+        nn.init.zeros_(self.table.weight)       # it starts by knowing nothing: all tokens alike
+
+    def forward(self, idx, targets=None, cache=None):
+        """idx, targets (B, T) int64 -> logits (B, T, V) and the loss (), None without targets.
+
+        The `cache` is there because the GPT has one; a bigram has nothing to keep.
+        """
+        logits = self.table(idx)                # (B, T) -> (B, T, V), the row of each token
+        return logits, None if targets is None else next_token_loss(logits, targets)
+
+
+# How good can such a table get? Counting tells: if 1,000 of 4,000 commas were followed by a space,
+# no probability but 1/4 gives a lower loss. So logits of log(count) make the best bigram that there
+# is for the text that was counted. Training has to come close to it.
+
+
+def bigram_from_counts(tokens, vocab_size, smoothing=0.0):
+    """The best BigramLanguageModel for tokens (N,), with `smoothing` added to each count.
+
+    >>> model = bigram_from_counts(torch.tensor([0, 1, 0, 1, 0, 0]), vocab_size=2)
+    >>> F.softmax(model.table.weight[0], dim=0)     # after a 0 came one 0 and two 1s
+    tensor([0.3333, 0.6667], grad_fn=<SoftmaxBackward0>)
+    """
+    V = vocab_size
+    pairs = V * tokens[:-1] + tokens[1:]                            # (N,) -> (N-1,), a number per pair
+    counts = torch.bincount(pairs, minlength=V * V).view(V, V)      # (N-1,) -> (V*V,) -> (V, V)
+    model = BigramLanguageModel(V).to(tokens.device)
+    model.table.weight.data = (counts + smoothing).log()
+    return model
+
+
+# %% 5. Attention
+# A bigram forgets all but one token. To predict better, each token must gather what matters from
+# all tokens before it, and what matters depends on what they are. That is attention. Out of the C
+# numbers that describe it, each token makes three vectors:
+#
+#     a query     what am I looking for?
+#     a key       what do I offer to those who look?
+#     a value     what do I hand over if I am chosen?
+#
+# The dot product of my query with your key says how much you matter to me. Softmax over all tokens
+# of the past turns these scores into weights that sum to 1, and I receive the mean of the values,
+# weighted so. What comes after me is masked: a score of minus infinity becomes a weight of 0.
+# Without the mask, the model would predict the next token by looking at it, and learn nothing.
+#
+# Why divide by sqrt(hs)? A dot product of hs numbers grows like sqrt(hs). Large scores would let
+# softmax put nearly all weight on one token from the start, and then its gradient nearly vanishes.
+
+
+def attend(q, k, v):
+    """One head of causal attention, written out: q, k, v (..., T, hs) -> (..., T, hs).
+
+    Vaswani et al. 2017, "Attention is all you need", equation 1. The class below does the same for
+    all heads with PyTorch's fused function, which is faster and has no (T, T) tensor in memory.
+    """
+    T, hs = q.shape[-2:]
+    scores = q @ k.transpose(-2, -1) / math.sqrt(hs)        # (..., T, hs) @ (..., hs, T) -> (..., T, T)
+    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(diagonal=1)           # (T, T)
+    weights = F.softmax(scores.masked_fill(future, -math.inf), dim=-1)      # each row sums to 1
+    return weights @ v                                      # (..., T, T) @ (..., T, hs) -> (..., T, hs)
+
+
+# Several heads look at the past side by side, each with queries, keys and values of its own, so a
+# token can ask several questions at once. One matrix product makes them all.
+#
+# The keys and values of a token never change, because it does not see what comes after it. So when
+# the model writes, token by token, a cache keeps them, and only the new token has to be computed.
+
+
+class CausalSelfAttention(nn.Module):
+    """All heads of one layer: each token gathers from its past, (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.n_head, self.dropout = config.n_head, config.dropout
+        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
+        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
+
+    def forward(self, x, angles=None, cache=None):
+        """angles (T, hs/2): of rotary positions, see below. cache: a dict, filled as we go."""
+        B, T, C = x.shape
+        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, C) -> (B, T, 3, nh, hs)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                # (B, T, 3, nh, hs) -> three of (B, nh, T, hs)
+        if angles is not None:
+            q, k = rotate(q, angles), rotate(k, angles)
+        if cache is not None:
+            if self in cache:
+                old_k, old_v = cache[self]
+                k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)   # (B, nh, old T + T, hs)
+            cache[self] = k, v
+        y = F.scaled_dot_product_attention(                 # as attend: three of (B, nh, T, hs) -> one
+            q, k, v, is_causal=T > 1,                       # a single new token may look at all
+            dropout_p=self.dropout if self.training else 0.0)
+        y = y.transpose(1, 2).reshape(B, T, C)              # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
+        return self.proj(y)                                 # mixes what the heads have found
+
+
+# One thing is missing. A weighted mean does not know the order of its terms: to attention, "dog
+# bites man" and "man bites dog" are the same. So each token must know its place. Imagine a set of
+# clocks, from one whose hand moves 1 radian per token to one that goes round once in ten contexts.
+# Their hands tell a place exactly, and "three tokens earlier" turns them back by the same angles
+# wherever we are. There are three ways to use them:
+#
+#     sinusoidal  add the sines and cosines of the hands to what describes a token (Vaswani et al.)
+#     learned     the same, but only to start from: the table is trained like all other weights
+#     rotary      turn queries and keys along with the hands; then their dot product depends on the
+#                 distance between two tokens, not on where they stand (Su et al. 2021, "RoFormer")
+
+
+def clock_angles(block_size, n_clocks):
+    """The angles of the hands at each place, in radians: (block_size, n_clocks)."""
+    slowest = 2 * math.pi / (10 * block_size)                       # radians per token
+    speeds = slowest ** (torch.arange(n_clocks) / n_clocks)         # (n_clocks,), from 1 downwards
+    return torch.arange(block_size)[:, None] * speeds               # (T, 1) * (n_clocks,) -> (T, n_clocks)
+
+
+def sinusoids(block_size, n_embd):
+    """The sines and cosines of n_embd / 2 clocks at each place: (block_size, n_embd)."""
+    angles = clock_angles(block_size, n_embd // 2)
+    return torch.cat((angles.sin(), angles.cos()), dim=1)           # two of (T, C/2) -> (T, C)
+
+
+def rotate(x, angles):
+    """Turn x (B, nh, T, hs), taken as hs/2 arrows in the plane, by angles (T, hs/2).
+
+    >>> x = torch.tensor([[[[1.0, 0.0]]]])                          # one arrow, pointing right
+    >>> rotate(x, torch.tensor([[math.pi / 2]])).round().tolist()   # a quarter turn: pointing up
+    [[[[-0.0, 1.0]]]]
+    """
+    a, b = x.chunk(2, dim=-1)                                       # (B, nh, T, hs) -> two of (B, nh, T, hs/2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)    # back to (B, nh, T, hs)
+
+
+# %% 6. GPT
+# Attention carries information from token to token. A feed-forward network then works on what each
+# token has gathered: it widens the C numbers to 4C, bends them, and narrows them to C again. Without
+# the bend, the two matrices would do no more than one. (Ours is GELU, Hendrycks & Gimpel 2016, in
+# the tanh form of GPT-2.) Attention and feed-forward together are a block, and blocks are stacked:
+# each gathers from what the ones below have worked out.
+#
+# Neither half of a block replaces x; it adds to it (a residual connection). So x runs like a stream
+# from bottom to top, and the gradients run back down it without loss. What a half reads from the
+# stream is first brought to mean 0 and variance 1 for each token, by a LayerNorm.
+
+
+class Block(nn.Module):
+    """Attention, then feed-forward, each added to the stream: (B, T, C) -> (B, T, C)."""
+
+    def __init__(self, config):
+        super().__init__()
+        C, bias = config.n_embd, config.bias
+        self.norm_1 = nn.LayerNorm(C, bias=bias)
+        self.attention = CausalSelfAttention(config)
+        self.norm_2 = nn.LayerNorm(C, bias=bias)
+        self.feed_forward = nn.Sequential(
+            nn.Linear(C, 4 * C, bias=bias),                         # (B, T, C) -> (B, T, 4C)
+            nn.GELU(approximate="tanh"),
+            nn.Linear(4 * C, C, bias=bias))                         # (B, T, 4C) -> (B, T, C)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(self, x, angles=None, cache=None):
+        x = x + self.dropout(self.attention(self.norm_1(x), angles, cache))
+        return x + self.dropout(self.feed_forward(self.norm_2(x)))
+
+
+class GPT(nn.Module):
+    """A transformer that predicts each token from those before: `logits, loss = model(idx, targets)`.
+
+    With bias=True and position="learned" it computes what GPT-2 does (Radford et al. 2019).
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config, self.vocab_size, self.block_size = config, config.vocab_size, config.block_size
+        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        if config.position == "rotary":
+            angles = clock_angles(config.block_size, config.n_embd // config.n_head // 2)
+            self.register_buffer("angles", angles, persistent=False)    # (block_size, hs/2)
+        else:
+            self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
+        self.dropout = nn.Dropout(config.dropout)
+        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.init_weights()
+
+    @torch.no_grad()
+    def init_weights(self):
+        """Random weights to start from, of sizes with which training is fast."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):   # a sum of n random terms has sqrt(n) times their size
+                nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        for block in self.blocks:               # and the stream is a sum, too, of 2 terms per block
+            block.attention.proj.weight /= math.sqrt(2 * len(self.blocks))
+            block.feed_forward[-1].weight /= math.sqrt(2 * len(self.blocks))
+        nn.init.normal_(self.token_embedding.weight, std=1.0)
+        if self.config.position != "rotary":
+            self.position_embedding.weight.copy_(0.7 * sinusoids(self.block_size, self.config.n_embd))
+            self.position_embedding.weight.requires_grad_(self.config.position == "learned")
+        nn.init.normal_(self.head.weight, std=0.02)     # nearly zero: at first, all tokens are alike
+        if self.config.tie_weights:
+            self.token_embedding.weight = self.head.weight
+
+    def forward(self, idx, targets=None, cache=None):
+        """idx, targets (B, T) int64 -> logits (B, T, V) and the loss (), None without targets.
+
+        With a cache, a dict that is empty at first, idx holds only tokens that are new: any number
+        in the first call, one in each later call. Raises ValueError for more than block_size tokens.
+        """
+        past = cache.get("length", 0) if cache is not None else 0
+        end = past + idx.shape[1]
+        if end > self.block_size:
+            raise ValueError(f"{end} tokens do not fit into the context of block_size={self.block_size}")
+        if past and idx.shape[1] != 1:
+            raise ValueError(f"a filled cache takes one token at a time, not {idx.shape[1]}")
+        if cache is not None:
+            cache["length"] = end
+
+        x = self.token_embedding(idx)                               # (B, T) -> (B, T, C)
+        angles = None
+        if self.config.position == "rotary":
+            angles = self.angles[past:end]                          # (block_size, hs/2) -> (T, hs/2)
+        else:
+            x = x + self.position_embedding.weight[past:end]        # (B, T, C) + (T, C) -> (B, T, C)
+        x = self.dropout(x)
+        for block in self.blocks:
+            x = block(x, angles, cache)
+        logits = self.head(self.norm(x))                            # (B, T, C) -> (B, T, V)
+        return logits, None if targets is None else next_token_loss(logits, targets)
+
+
+def count_parameters(model):
+    """The number of weights that training can change."""
+    return sum(p.numel() for p in model.parameters() if p.requires_grad)
+
+
+# %% 7. Training
+# Gradient descent: take a batch and its loss, compute for each weight in which direction it would
+# raise the loss (the gradient; backward() finds all of them), and move all weights a little in the
+# other direction. And again.
+#
+# AdamW (Loshchilov & Hutter 2019) measures each weight's step by how large its gradients usually
+# are, so that all weights learn at a similar pace. And it lets the matrices shrink a little in each
+# step, so that only those numbers stay large that the data asks for again and again.
+
+
+def build_optimizer(model, config):
+    """AdamW, in its fused form where PyTorch has one. Vectors (biases and LayerNorms) do not decay."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [{"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
+              {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}]
+    fused = trained[0].device.type in ("cpu", "cuda")
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=fused)
+
+
+def learning_rate_at(step, config):
+    """The lower one of two lines: warm-up, because the first gradients are the wildest, and decay to
+    zero, because large steps find the valley and small steps its floor.
+
+    >>> config = Config(learning_rate=1.0, max_steps=10, warmup_steps=1)
+    >>> [round(learning_rate_at(step, config), 1) for step in range(10)]
+    [0.5, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1]
+    """
+    warm_up = (step + 1) / (config.warmup_steps + 1)
+    decay = 1 - step / config.max_steps
+    return config.learning_rate * min(warm_up, decay)
+
+
+def training_step(model, optimizer, data, step, config):
+    """One step of gradient descent. Returns the loss of its batch, a tensor ()."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate_at(step, config)
+    torch.manual_seed(config.seed + step)       # dropout, too, depends on nothing but seed and step
+    x, y = get_batch(data, step, config)
+    _, loss = model(x, y)
+    optimizer.zero_grad()
+    loss.backward()
+    nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
+    optimizer.step()
+    return loss.detach()
+
+
+# How good is the model by now? The loss of a few random batches would be a noisy answer. Instead,
+# predict all of the validation split: the exact answer, and the same each time.
+
+
+@contextmanager
+def eval_mode(model):
+    """Without dropout for a while; then as it was before."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+@torch.no_grad()
+def evaluate(model, data):
+    """Mean loss, in nats per token, over all tokens of data (N,) except the first -> float.
+
+    The data is read in windows of model.block_size tokens, side by side; the last may be shorter.
+    """
+    T = model.block_size
+    inputs, targets = data[:-1], data[1:]                           # (N,) -> two of (N-1,)
+    whole = len(inputs) // T * T                                    # the tokens in windows of full length
+    rows = max(1, 2048 // T)                                        # windows to compute at once
+    batches = []
+    if whole > 0:                                                   # (whole,) -> (whole/T, T) -> (rows, T)s
+        batches += zip(inputs[:whole].view(-1, T).split(rows), targets[:whole].view(-1, T).split(rows))
+    if whole < len(inputs):                                         # (the rest,) -> (1, the rest)
+        batches += [(inputs[None, whole:], targets[None, whole:])]
+    with eval_mode(model):
+        return sum(model(x, y)[1].item() * x.numel() for x, y in batches) / len(inputs)
+
+
+def train(model, train_data, val_data, config, recorder=None):
+    """Train `model` in place on tokens (N,); return the history, a dict for each evaluation.
+
+    It is evaluated every eval_interval steps and at the end. The recorder (appendix B) takes notes;
+    it can also show and save them, go on with an earlier training, and stop this one early.
+    """
+    recorder = recorder or Recorder()
+    optimizer = build_optimizer(model, config)
+    first_step = recorder.begin(model, optimizer, config)
+    model.train()
+    for step in range(first_step, config.max_steps):
+        loss = training_step(model, optimizer, train_data, step, config)
+        recorder.after_step(loss)
+        if (step + 1) % config.eval_interval == 0 or step + 1 == config.max_steps or recorder.stop:
+            recorder.after_evaluation(evaluate(model, val_data))
+        if recorder.stop:
+            break
+    return recorder.history
+
+
+# %% 8. Writing
+# The model gives odds; a text needs decisions. To take the likeliest token each time (greedy) makes
+# a dull text that soon repeats itself. To draw by the odds as they are lets in, now and then, a
+# token that spoils it. Between the two there are three dials:
+#
+#     temperature     divides the logits: below 1 favours the likely, above 1 evens the odds out
+#     top_k           draw only from the k likeliest tokens
+#     top_p           draw only from the likeliest tokens that have, together, the probability p
+
+
+def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
+    """The odds to draw the next token by: logits (B, V) -> probabilities (B, V).
+
+    The dials work in the order temperature, top_k, top_p (Holtzman et al. 2020).
+
+    >>> logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
+    >>> next_token_probabilities(logits, top_p=0.7)
+    tensor([[0.6667, 0.3333, 0.0000, 0.0000]])
+    """
+    if temperature == 0:                                    # greedy: the likeliest has probability 1
+        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()   # (B, V) -> (B,) -> (B, V)
+    logits = logits - logits.amax(dim=-1, keepdim=True)     # the same odds, and nothing can overflow
+    probs = F.softmax(logits / temperature, dim=-1)
+    if top_k is None and top_p is None:
+        return probs
+    probs, tokens = probs.sort(dim=-1, descending=True)     # the likeliest first, and who they are
+    if top_k is not None:
+        probs[:, top_k:] = 0
+    if top_p is not None and top_p < 1:
+        likelier = probs.cumsum(dim=-1) - probs             # the probability of all that come before
+        probs[likelier >= top_p * probs.sum(dim=-1, keepdim=True)] = 0
+    probs = torch.zeros_like(probs).scatter(-1, tokens, probs)      # each back in its place
+    return probs / probs.sum(dim=-1, keepdim=True)
+
+
+# A text may become longer than the context. Then the model reads it through a window: when the
+# window is full, the older half of it is dropped, and the rest is read again from position 0 on.
+# Until it is full again, the cache makes each new token cost no more than one token.
+
+
+def window_start(length, block_size):
+    """Where the window begins in a text of `length` tokens.
+
+    >>> [window_start(length, block_size=8) for length in (1, 8, 9, 12, 13, 16, 17)]
+    [0, 0, 4, 4, 8, 8, 12]
+    """
+    half = max(1, block_size // 2)
+    overflow = max(0, length - block_size)
+    return math.ceil(overflow / half) * half
+
+
+@torch.no_grad()
+def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, use_cache=True,
+           generator=None):
+    """Like generate, but yields each new token (B, 1) as soon as it is drawn."""
+    check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p)       # appendix A
+    start = None
+    with eval_mode(model):
+        for _ in range(max_new_tokens):
+            before, start = start, window_start(idx.shape[1], model.block_size)
+            if use_cache and start == before:
+                logits, _ = model(idx[:, -1:], cache=cache)         # (B, 1) -> (B, 1, V)
+            else:
+                cache = {} if use_cache else None
+                logits, _ = model(idx[:, start:], cache=cache)      # (B, window) -> (B, window, V)
+            probs = next_token_probabilities(logits[:, -1], temperature, top_k, top_p)      # (B, V)
+            token = torch.multinomial(probs, 1, generator=generator)                        # (B, 1)
+            idx = torch.cat((idx, token), dim=1)                    # (B, T), (B, 1) -> (B, T+1)
+            yield token
+
+
+def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, use_cache=True,
+             generator=None):
+    """Continue idx (B, T) int64 by max_new_tokens drawn tokens -> (B, T + max_new_tokens).
+
+    temperature     divides the logits; 0 always takes the likeliest token
+    top_k           draw only from the k likeliest
+    top_p           draw only from the fewest that together have at least this probability, in (0, 1]
+    use_cache       False computes the whole window again for each token: the same text, but slower
+    generator       a torch.Generator to draw with, for texts that can be repeated
+
+    Any length is possible: the model sees the window of the last tokens that window_start tells,
+    at least half of block_size and at most all of it, with the cache and without. Raises ValueError
+    for values that make no sense. The model works in eval mode, without gradients, and is left in
+    the mode in which it was.
+    """
+    new_tokens = stream(model, idx, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
+                        use_cache=use_cache, generator=generator)
+    return torch.cat((idx, *new_tokens), dim=1)             # (B, T), many (B, 1) -> (B, T + new)
+
+
+# %% 9. The run
+# All of it in order, on a real text. This is what `python gpt.py` does, and what it prints.
+
+BIGRAM_TRAINING = {"block_size": 1, "batch_size": 2048, "max_steps": 500, "learning_rate": 0.2, "warmup_steps": 0,
+                   "weight_decay": 0.0, "eval_interval": 250}
+SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 500, 0.8
+
+
+def run(name, text, config, device="cpu", resume=False):
+    """Train a bigram and a GPT on `text` and compare them. Leaves data/NAME.pt, .csv and samples.
+
+    Raises ValueError for a text that is too short, and for a checkpoint that cannot be resumed.
+    """
+    check_length(text, config)
+    checkpoint, log = DATA / f"{name}.pt", DATA / f"{name}.csv"
+    saved = read_checkpoint_to_resume(checkpoint, config, text) if resume else None
+
+    heading("1. Text")
+    print(f"{len(text):,} characters. They begin:\n")
+    print(textwrap.indent(text[:150], "    "))
+
+    heading("2. Tokens")
+    tokenizer = build_char_tokenizer(text)
+    config = replace(config, vocab_size=tokenizer.vocab_size)
+    print(f"{tokenizer.vocab_size} different characters, each a token:\n")
+    print(textwrap.indent(textwrap.fill(repr(tokenizer.characters), 70), "    "))
+    print(f"\nencode({text[:5]!r}) = {tokenizer.encode(text[:5])}")
+
+    heading("3. Batches")
+    tokens = torch.tensor(tokenizer.encode(text), device=device)
+    train_data, val_data = split(tokens)
+    print(f"{len(train_data):,} tokens to train on, {len(val_data):,} to validate with.")
+    print(f"One piece of {config.block_size} tokens is {config.block_size} examples. They begin:\n")
+    for t in range(1, min(8, config.block_size) + 1):
+        print(f"    after {text[:t]!r:<14} comes {text[t]!r}")
+
+    heading("4. Bigram")
+    bigram, bigram_seconds = train_bigram(train_data, val_data, config)
+    best = evaluate(bigram_from_counts(train_data, config.vocab_size), train_data)
+    print(f"on the training split {evaluate(bigram, train_data):.4f}, "
+          f"and by counting, the best of all bigrams, {best:.4f}")
+
+    heading("5. Attention")
+    q, k, v = torch.randn(3, 1, config.n_head, config.block_size, config.n_embd // config.n_head)
+    difference = (attend(q, k, v) - F.scaled_dot_product_attention(q, k, v, is_causal=True)).abs().max()
+    print(f"queries, keys and values for {config.n_head} heads: {tuple(q.shape)} each")
+    print(f"attention written out and fused differ by at most {difference:.0e}")
+
+    heading("6. GPT")
+    torch.manual_seed(config.seed)
+    model = GPT(config).to(device)
+    x, y = get_batch(train_data, 0, config)
+    logits, loss = model(x, y)
+    print(f"{config.n_layer} blocks, width {config.n_embd}: {count_parameters(model):,} parameters")
+    print(f"tokens {tuple(x.shape)} -> logits {tuple(logits.shape)}")
+    print(f"loss before training {loss:.2f}; knowing nothing costs "
+          f"ln({config.vocab_size}) = {math.log(config.vocab_size):.2f}")
+
+    heading("7. Training")
+
+    def save(state):
+        save_checkpoint(checkpoint, config, tokenizer, {"text_sha256": sha256_of(text), **state})
+        save_log(log, state["history"])
+
+    recorder = Recorder(show=True, save=save, saved=saved)
+    with ctrl_c_stops(recorder):
+        train(model, train_data, val_data, config, recorder)
+    if recorder.stop:
+        print(f"stopped after step {recorder.step}; --resume goes on from here")
+    model.load_state_dict(recorder.best_weights())
+
+    heading("8. Writing")
+    samples = [write_sample(bigram, tokenizer, config.seed, DATA / f"{name}-bigram.txt"),
+               write_sample(model, tokenizer, config.seed, DATA / f"{name}-gpt.txt")]
+    side_by_side(("bigram", "GPT"), samples)
+
+    heading("9. The run")
+    print_results([
+        ("uniform", 0, math.log(config.vocab_size), None),
+        ("bigram", count_parameters(bigram), evaluate(bigram, val_data), bigram_seconds),
+        ("GPT", count_parameters(model), evaluate(model, val_data), recorder.seconds),
+    ])
+    print(f"\nSaved in {DATA}: {checkpoint.name}, {log.name}, {name}-bigram.txt and {name}-gpt.txt")
+
+
+def train_bigram(train_data, val_data, config):
+    """(bigram, seconds): a trained BigramLanguageModel, and the time that its training took."""
+    bigram = BigramLanguageModel(config.vocab_size).to(train_data.device)
+    recorder = Recorder(show=True)
+    train(bigram, train_data, val_data, replace(config, **BIGRAM_TRAINING), recorder)
+    return bigram, recorder.seconds
+
+
+def write_sample(model, tokenizer, seed, path):
+    """A text by `model`, which is also left in the file `path`. It begins with a new line."""
+    prompt = "\n" if "\n" in tokenizer.ids else tokenizer.characters[0]
+    device = next(model.parameters()).device
+    idx = torch.tensor([tokenizer.encode(prompt)], device=device)                       # (1, 1)
+    generator = torch.Generator(device).manual_seed(seed)
+    written = generate(model, idx, SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE, generator=generator)
+    sample = tokenizer.decode(written[0].tolist())
+    with replacing(path) as file:
+        file.write(sample.encode())
+    return sample
+
+
+# %% Appendix A. Checks
+# Each raises ValueError with the value and the limit, before anything else is done.
+
+
+def check_range(name, value, lowest, below=2**32):
+    """For whole numbers; the seed of a generator has 32 bits."""
+    if not lowest <= value < below:
+        raise ValueError(f"{name} must be at least {lowest} and below {below}, not {value}")
+
+
+def check_config(config):
+    """Called by every new Config."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if type(value) is not field.type and not (field.type is float and type(value) is int):
+            raise ValueError(f"{field.name} must be of type {field.type.__name__}, not {value!r}")
+    for name in ("vocab_size", "block_size", "n_layer", "n_head", "n_embd", "batch_size", "max_steps",
+                 "eval_interval"):
+        check_range(name, getattr(config, name), 1)
+    for name in ("warmup_steps", "weight_decay", "seed"):
+        check_range(name, getattr(config, name), 0)
+    check_range("dropout", config.dropout, 0, 1)
+    for name in ("learning_rate", "grad_clip"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise ValueError(f"{name} must be above 0 and finite, not {getattr(config, name)}")
+    if config.position not in ("learned", "sinusoidal", "rotary"):
+        raise ValueError(f"position must be learned, sinusoidal or rotary, not {config.position!r}")
+    if config.n_embd % config.n_head != 0:
+        raise ValueError(f"n_embd must be a multiple of n_head={config.n_head}, not {config.n_embd}")
+    name, width = "n_embd", config.n_embd
+    if config.position == "rotary":
+        name, width = "the head size, n_embd / n_head,", config.n_embd // config.n_head
+    if width % 2 != 0:
+        raise ValueError(f"{name} must be even for {config.position} positions, not {width}")
+
+
+def check_length(text, config):
+    """A text must fill at least one context, and leave something to validate with."""
+    least = max(20, math.ceil((config.block_size + 1) / 0.9))
+    if len(text) < least:
+        raise ValueError(f"the text has {len(text)} characters; with block_size={config.block_size} "
+                         f"it must have at least {least}")
+
+
+def check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p):
+    """Called before the first token is drawn."""
+    if idx.dtype != torch.int64 or idx.dim() != 2 or idx.numel() == 0:
+        raise ValueError(f"idx must be an int64 tensor (B, T) with at least one token, "
+                         f"not {idx.dtype} {tuple(idx.shape)}")
+    for i in (idx.min().item(), idx.max().item()):
+        if not 0 <= i < model.vocab_size:
+            raise ValueError(f"idx holds the id {i}; the vocabulary goes from 0 to {model.vocab_size - 1}")
+    check_range("the number of new tokens", max_new_tokens, 0)
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature must be at least 0 and finite, not {temperature}")
+    if top_k is not None:
+        check_range("top_k", top_k, 1)
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p must be above 0 and at most 1, not {top_p}")
+
+
+# %% Appendix B. What is kept
+# Files are written beside their place and moved there when they are whole, so that a stop at any
+# moment loses nothing that was saved before.
+
+
+@contextmanager
+def replacing(path):
+    """Open a file to write bytes to; it takes the place of `path` if no error comes up."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+class Recorder:
+    """Takes notes of a training; shows and saves them if asked to.
+
+    show        print progress: a line redrawn in place on a terminal, else one for each evaluation
+    save        a function that is called with the state, a dict, after each evaluation
+    saved       a state from before: the training goes on there and ends as if it had not stopped
+    """
+
+    KEPT = ("step", "history", "recent_loss", "best", "write_with", "seconds")
+
+    def __init__(self, show=False, save=None, saved=None):
+        self.show, self.save, self.saved = show, save, saved
+        self.stop = False               # set to True, it ends the training after the current step
+        self.step = 0                   # steps done
+        self.history = []               # a dict for each evaluation
+        self.recent_loss = 0.0          # the sum of the losses since the last evaluation
+        self.best = None                # the weights with the lowest validation loss
+        self.write_with = "model"       # which weights to write with: "best", or "model", the latest
+        self.seconds = 0.0              # spent in training and evaluating
+
+    def begin(self, model, optimizer, config):
+        """Called before the first step, whose number it returns: 0 in a new training."""
+        self.model, self.optimizer, self.config = model, optimizer, config
+        if self.saved:
+            model.load_state_dict(self.saved["model"])
+            optimizer.load_state_dict(self.saved["optimizer"])
+            for name in self.KEPT:
+                setattr(self, name, self.saved[name])
+        self.first_step, self.seconds_before = self.step, self.seconds
+        self.began = self.drawn = time.perf_counter()
+        return self.step
+
+    def state(self):
+        """What `begin` needs to go on from here."""
+        kept = {name: getattr(self, name) for name in self.KEPT}
+        return {**kept, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def best_weights(self):
+        """The weights with the lowest validation loss so far."""
+        return self.state()[self.write_with]
+
+    def after_step(self, loss):
+        """Called after each step with its loss, a tensor ()."""
+        self.step += 1
+        self.recent_loss += loss
+        if self.show and sys.stdout.isatty() and time.perf_counter() > self.drawn + 0.2:
+            self.drawn = time.perf_counter()
+            self.print_progress(self.history[-1]["val_loss"] if self.history else math.nan, end="")
+
+    def after_evaluation(self, val_loss):
+        """Called with the loss on the validation split.
+
+        An evaluation out of turn, before an early stop, is left out of the history: a resumed
+        training then ends with the same history as one that was never stopped.
+        """
+        self.seconds = self.seconds_before + time.perf_counter() - self.began
+        if self.show:
+            self.print_progress(val_loss)
+        in_turn = self.step % self.config.eval_interval == 0 or self.step == self.config.max_steps
+        lowest = val_loss < min([row["val_loss"] for row in self.history], default=math.inf)
+        if in_turn:
+            if lowest:
+                self.best = {name: weight.clone() for name, weight in self.model.state_dict().items()}
+            self.history.append({"step": self.step, "train_loss": self.train_loss(), "val_loss": val_loss,
+                                 "learning_rate": learning_rate_at(self.step - 1, self.config)})
+            self.recent_loss = 0.0
+        self.write_with = "model" if self.best is None or lowest and not in_turn else "best"
+        if self.save:
+            self.save(self.state())
+
+    def train_loss(self):
+        """The mean loss of the batches since the last evaluation."""
+        return float(self.recent_loss) / (self.step - (self.history[-1]["step"] if self.history else 0))
+
+    def print_progress(self, val_loss, end="\n"):
+        """Print how far the training is, in less than 80 characters."""
+        last = self.config.max_steps
+        per_second = (self.step - self.first_step) / (time.perf_counter() - self.began)
+        left = round((last - self.step) / per_second)
+        start = "\r" if sys.stdout.isatty() else ""
+        print(f"{start}step {self.step:>{len(str(last))}}/{last}  "
+              f"train {self.train_loss():.4f}  val {val_loss:.4f}  "
+              f"{per_second * self.config.batch_size * self.config.block_size:,.0f} tokens/s  "
+              f"{left // 60}:{left % 60:02} left", end=end, flush=True)
+
+
+@contextmanager
+def ctrl_c_stops(recorder):
+    """Ctrl-C ends the training after the current step; a second one ends the program."""
+
+    def stop(signal_number, frame):
+        recorder.stop = True
+        signal.signal(signal.SIGINT, before)
+
+    before = signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def save_log(path, history):
+    """Write the history of a training as csv, a line for each evaluation."""
+    lines = io.StringIO()
+    writer = csv.DictWriter(lines, ("step", "train_loss", "val_loss", "learning_rate"))
+    writer.writeheader()
+    writer.writerows(history)
+    with replacing(path) as file:
+        file.write(lines.getvalue().encode())
+
+
+CHECKPOINT_FORMAT = "gpt.py checkpoint 1"
+
+
+def save_checkpoint(path, config, tokenizer, state):
+    """Write what it takes to write with the model, and to go on with its training."""
+    checkpoint = {"format": CHECKPOINT_FORMAT, "config": asdict(config),
+                  "characters": tokenizer.characters, **state}
+    with replacing(path) as file:
+        torch.save(checkpoint, file)
+
+
+def read_checkpoint(path):
+    """The dict that save_checkpoint wrote. Never runs code from the file.
+
+    Raises FileNotFoundError if there is no file, ValueError if it is not such a checkpoint.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"there is no checkpoint {path}; `python gpt.py` makes one")
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if checkpoint["format"] != CHECKPOINT_FORMAT:
+            raise ValueError(f"its format is {checkpoint['format']!r}")
+    except Exception as error:          # who knows what is in the file
+        raise ValueError(f"{path} is not a checkpoint of this gpt.py, or not all of one") from error
+    return checkpoint
+
+
+def load_checkpoint(path):
+    """(model, tokenizer) of a run, ready to write with: on the CPU, in eval mode.
+
+    Raises FileNotFoundError if there is no file, ValueError if it is not such a checkpoint.
+    """
+    checkpoint = read_checkpoint(Path(path))
+    try:
+        model = GPT(Config(**checkpoint["config"]))
+        model.load_state_dict(checkpoint[checkpoint["write_with"]])
+        tokenizer = CharTokenizer(checkpoint["characters"])
+    except Exception as error:
+        raise ValueError(f"{path} is not a whole checkpoint of this gpt.py") from error
+    return model.eval(), tokenizer
+
+
+def sha256_of(text):
+    """A fingerprint of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def read_checkpoint_to_resume(path, config, text):
+    """The checkpoint at `path`. Raises ValueError if it does not fit the settings and the text.
+
+    Only max_steps and eval_interval may differ; the schedule of the learning rate then changes.
+    """
+    checkpoint = read_checkpoint(path)
+    for name, value in asdict(config).items():
+        if name not in ("vocab_size", "max_steps", "eval_interval") and value != checkpoint["config"][name]:
+            raise ValueError(f"{path} has {name}={checkpoint['config'][name]}, not {value}: cannot resume")
+    if checkpoint["text_sha256"] != sha256_of(text):
+        raise ValueError(f"{path} was trained on another text: cannot resume")
+    return checkpoint
+
+
+# %% Appendix C. The terminal
+
+
+def heading(title):
+    """Print the title of a chapter."""
+    print(f"\n{title}\n{'-' * len(title)}")
+
+
+def side_by_side(titles, texts, width=38):
+    """Print two texts in columns of `width` characters."""
+    columns = []
+    for title, text in zip(titles, texts):
+        lines = [textwrap.wrap(line, width) or [""] for line in text.split("\n")]
+        columns.append([title, "-" * width, *sum(lines, [])])
+    for left, right in zip_longest(*columns, fillvalue=""):
+        print(f"{left:<{width}} | {right}".rstrip())
+
+
+def print_results(rows):
+    """Print a table from rows of (model, parameters, validation loss, seconds or None)."""
+    print(f"{'model':<16}  parameters  val loss  bits/char  perplexity  training time")
+    for model, parameters, loss, seconds in rows:
+        print(f"{model:<16}  {parameters:>10,}  {loss:>8.4f}  {loss / math.log(2):>9.4f}  "
+              f"{math.exp(loss):>10.2f}  {'-' if seconds is None else f'{seconds:.1f} s':>13}")
+
+
+# %% Appendix D. The command line
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that says what is wrong in one line."""
+
+    def error(self, message):
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def run_command(arguments):
+    """`python gpt.py`: the story, with any field of Config as an option."""
+    parser = Parser("gpt.py", allow_abbrev=False, description="Train a bigram and a GPT on a text.",
+                    epilog="To let the trained model write: gpt.py sample --help")
+    parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
+    parser.add_argument("--device", help="cuda, mps or cpu; the first of these that is there")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    for field in fields(Config):
+        if field.type is bool:
+            parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction,
+                                help=f"default {field.default}")
+        elif field.name != "vocab_size":            # which the text decides
+            parser.add_argument(f"--{field.name}", type=field.type, metavar=field.type.__name__,
+                                help=f"default {field.default}")
+    options = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    device = choose_device(options.pop("device", None))
+    path, resume = options.pop("text", None), options.pop("resume")
+    config = Config(**options)
+    name, text = load_text(path)
+    run(name, text, config, device, resume)
+
+
+def sample_command(arguments):
+    """`python gpt.py sample`: write from a saved run, token by token."""
+    parser = Parser("gpt.py sample", allow_abbrev=False, description="Let a trained model write.")
+    parser.add_argument("name", nargs="?", help="the run, as in data/NAME.pt; the latest if not given")
+    parser.add_argument("--prompt", default=r"\n", help=r"how it begins; \n is a new line")
+    parser.add_argument("--tokens", type=int, default=SAMPLE_TOKENS, help="default %(default)s")
+    parser.add_argument("--temperature", type=float, default=SAMPLE_TEMPERATURE, help="default %(default)s")
+    parser.add_argument("--top_k", type=int)
+    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--seed", type=int, help="the same seed writes the same text")
+    options = parser.parse_args(arguments)
+    saved = DATA.glob("*.pt") if options.name is None else [DATA / f"{options.name}.pt"]
+    path = max(saved, key=lambda path: path.stat().st_mtime, default=DATA / "shakespeare.pt")
+    model, tokenizer = load_checkpoint(path)
+    idx = torch.tensor([tokenizer.encode(options.prompt.replace(r"\n", "\n"))])
+    generator = torch.Generator()
+    if options.seed is None:
+        generator.seed()                # another text each time
+    else:
+        check_range("seed", options.seed, 0)
+        generator.manual_seed(options.seed)
+    print(tokenizer.decode(idx[0].tolist()), end="", flush=True)
+    for token in stream(model, idx, options.tokens, temperature=options.temperature,
+                        top_k=options.top_k, top_p=options.top_p, generator=generator):
+        print(tokenizer.decode(token[0].tolist()), end="", flush=True)
+    print()
+
+
+def choose_device(name=None):
+    """The fastest device that is there, or the one with this name. ValueError if it is not there."""
+    here = [*["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available(), "cpu"]
+    if name is not None and name not in here:
+        raise ValueError(f"there is no device {name!r} here, only {', '.join(here)}")
+    return name or here[0]
+
+
+def load_text(path=None):
+    """(name of the run, its text): from the file `path`, else Shakespeare, else the Python manual."""
+    if path is not None:
+        try:
+            return path.stem, path.read_bytes().decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+    try:
+        return "shakespeare", load_shakespeare()
+    except OSError as error:
+        print(f"Tiny Shakespeare cannot be downloaded ({type(error).__name__}): going on with Python's own "
+              f"manual. To have Shakespeare, save {SHAKESPEARE_URL} as {DATA / 'tinyshakespeare.txt'}")
+        return "manual", load_manual()
+
+
+def run_cleanly(program, command, arguments):
+    """Call command(arguments) and return the exit code; an expected error becomes one line."""
+    try:
+        command(arguments)
+    except BrokenPipeError:             # the reader of our output has left, as in `... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except (ValueError, OSError) as error:
+        print(f"{program}:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def main(arguments=None):
+    """Do what the command line says; return the exit code. In a notebook, call main([])."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["sample"]:
+        return run_cleanly("gpt.py sample", sample_command, arguments[1:])
+    return run_cleanly("gpt.py", run_command, arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

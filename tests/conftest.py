@@ -1,0 +1,53 @@
+"""Fixtures that several test files share."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import gpt  # before torch: it silences torch's remark that NumPy is missing
+import torch
+
+ROOT = Path(__file__).parent.parent
+TEXT = "".join(f"The cat number {i} sat on mat {i * 7 % 13}.\n" for i in range(200))
+
+
+@pytest.fixture
+def in_tmp(tmp_path, monkeypatch):
+    """A temporary folder as the current one, so that data/ is made there."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def command(tmp_path):
+    """Run a script of the project as a user would, in a temporary folder and with no network."""
+    (tmp_path / "cats.txt").write_text(TEXT, encoding="utf-8")
+    unreachable = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "all_proxy")}
+
+    def run(script, *arguments, **options):
+        return subprocess.run([sys.executable, ROOT / script, *map(str, arguments)], cwd=tmp_path,
+                              env={**os.environ, **unreachable}, capture_output=True, text=True,
+                              encoding="utf-8", timeout=80, **options)
+
+    run.folder = tmp_path
+    return run
+
+
+def tiny_config(**settings):
+    """A small model with random weights everywhere, so that no part is silently zero."""
+    defaults = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, batch_size=4, max_steps=6,
+                    warmup_steps=2, eval_interval=3, learning_rate=1e-2)
+    return gpt.Config(**{**defaults, **settings})
+
+
+def noisy_gpt(config, seed=0):
+    """A GPT all of whose weights are random: the usual start has zeros that would hide mistakes."""
+    torch.manual_seed(seed)
+    model = gpt.GPT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model.eval()
