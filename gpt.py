@@ -432,22 +432,26 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """Random weights to start from, of sizes with which training is fast."""
+        """Random weights to start from, chosen so that the first steps teach as much as they can."""
         for module in self.modules():
             if isinstance(module, nn.Linear):   # a sum of n random terms has sqrt(n) times their size
                 nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        for block in self.blocks:               # and the stream is a sum, too, of 2 terms per block
-            block.attention.proj.weight /= math.sqrt(2 * len(self.blocks))
-            block.feed_forward[-1].weight /= math.sqrt(2 * len(self.blocks))
-        nn.init.normal_(self.token_embedding.weight, std=1.0)
-        if self.config.position != "rotary":
-            self.position_embedding.weight.copy_(0.7 * sinusoids(self.block_size, self.config.n_embd))
+        for block in self.blocks:               # a block adds nothing, until it has learned what
+            nn.init.zeros_(block.attention.proj.weight)
+            nn.init.zeros_(block.feed_forward[-1].weight)
+        if self.config.position != "rotary":    # written softly into the stream, on all channels
+            self.position_embedding.weight.copy_(0.3 * sinusoids(self.block_size, self.config.n_embd))
             self.position_embedding.weight.requires_grad_(self.config.position == "learned")
-        nn.init.normal_(self.head.weight, std=0.02)     # nearly zero: at first, all tokens are alike
         if self.config.tie_weights:
+            nn.init.normal_(self.head.weight, std=0.02)
             self.token_embedding.weight = self.head.weight
+        else:                                   # tokens write to a quarter of it, the head reads the rest:
+            quarter = self.config.n_embd // 4   # the first guess is as good as knowing nothing, and yet
+            nn.init.normal_(self.token_embedding.weight, std=1.0)   # gradients that come back through
+            self.token_embedding.weight[:, quarter:] = 0            # the head differ from token to token
+            self.head.weight[:, :quarter] = 0
 
     def forward(self, idx, targets=None, cache=None):
         """idx, targets (B, T) int64 -> logits (B, T, V) and the loss (), None without targets.
@@ -676,8 +680,8 @@ def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
 # %% 9. The run
 # All of it in order, on a real text. This is what `python gpt.py` does, and what it prints.
 
-BIGRAM_TRAINING = {"block_size": 1, "batch_size": 2048, "max_steps": 500, "learning_rate": 0.2, "warmup_steps": 0,
-                   "weight_decay": 0.0, "eval_interval": 250}
+BIGRAM_TRAINING = {"block_size": 1, "batch_size": 2048, "max_steps": 500, "eval_interval": 250,
+                   "learning_rate": 0.2, "warmup_steps": 0, "weight_decay": 0.0}
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 500, 0.8
 
 
@@ -907,7 +911,7 @@ class Recorder:
         self.recent_loss += loss
         if self.show and sys.stdout.isatty() and time.perf_counter() > self.drawn + 0.2:
             self.drawn = time.perf_counter()
-            self.print_progress(self.history[-1]["val_loss"] if self.history else math.nan, end="")
+            self.print_progress(self.history[-1]["val_loss"] if self.history else None, end="")
 
     def after_evaluation(self, val_loss):
         """Called with the loss on the validation split.
@@ -937,13 +941,13 @@ class Recorder:
     def print_progress(self, val_loss, end="\n"):
         """Print how far the training is, in less than 80 characters."""
         last = self.config.max_steps
-        per_second = (self.step - self.first_step) / (time.perf_counter() - self.began)
-        left = round((last - self.step) / per_second)
-        start = "\r" if sys.stdout.isatty() else ""
-        print(f"{start}step {self.step:>{len(str(last))}}/{last}  "
-              f"train {self.train_loss():.4f}  val {val_loss:.4f}  "
-              f"{per_second * self.config.batch_size * self.config.block_size:,.0f} tokens/s  "
-              f"{left // 60}:{left % 60:02} left", end=end, flush=True)
+        steps_per_second = (self.step - self.first_step) / (time.perf_counter() - self.began)
+        tokens_per_second = steps_per_second * self.config.batch_size * self.config.block_size
+        left = round((last - self.step) / steps_per_second)
+        line = (f"step {self.step:>{len(str(last))}}/{last}  train {self.train_loss():.4f}  "
+                f"val {'-' if val_loss is None else f'{val_loss:.4f}'}  "
+                f"{tokens_per_second:,.0f} tokens/s  {left // 60}:{left % 60:02} left")
+        print(f"\r{line:<79}" if sys.stdout.isatty() else line, end=end, flush=True)
 
 
 @contextmanager
@@ -1070,10 +1074,11 @@ class Parser(argparse.ArgumentParser):
 
 def run_command(arguments):
     """`python gpt.py`: the story, with any field of Config as an option."""
-    parser = Parser("gpt.py", allow_abbrev=False, description="Train a bigram and a GPT on a text.",
+    parser = Parser("gpt.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                    description="Train a bigram and a GPT on a text, and compare them.",
                     epilog="To let the trained model write: gpt.py sample --help")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
-    parser.add_argument("--device", help="cuda, mps or cpu; the first of these that is there")
+    parser.add_argument("--device", help="cuda, mps or cpu; by default the first of these that is there")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     for field in fields(Config):
         if field.type is bool:
@@ -1082,9 +1087,9 @@ def run_command(arguments):
         elif field.name != "vocab_size":            # which the text decides
             parser.add_argument(f"--{field.name}", type=field.type, metavar=field.type.__name__,
                                 help=f"default {field.default}")
-    options = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
+    options = vars(parser.parse_args(arguments))    # only those that were given
     device = choose_device(options.pop("device", None))
-    path, resume = options.pop("text", None), options.pop("resume")
+    path, resume = options.pop("text", None), options.pop("resume", False)
     config = Config(**options)
     name, text = load_text(path)
     run(name, text, config, device, resume)
