@@ -299,10 +299,47 @@ def attend(q, k, v):
     all heads with PyTorch's fused function, which is faster and has no (T, T) tensor in memory.
     """
     T, hs = q.shape[-2:]
-    scores = q @ k.transpose(-2, -1) / math.sqrt(hs)        # (..., T, hs) @ (..., hs, T) -> (..., T, T)
-    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(diagonal=1)           # (T, T)
-    weights = F.softmax(scores.masked_fill(future, -math.inf), dim=-1)      # each row sums to 1
-    return weights @ v                                      # (..., T, T) @ (..., T, hs) -> (..., T, hs)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(hs)    # (..., T, hs) @ (..., hs, T) -> (..., T, T)
+    future = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(diagonal=1)       # (T, T)
+    weights = F.softmax(scores.masked_fill(future, -math.inf), dim=-1)  # each row sums to 1
+    return weights @ v                                  # (..., T, T) @ (..., T, hs) -> (..., T, hs)
+
+
+# One thing is missing. A weighted mean does not know the order of its terms: what comes after "dog
+# bites" and after "bites dog" would be the same. So each token must know its place. Imagine a set
+# of clocks, from one whose hand moves 1 radian per token to one that goes round once in ten
+# contexts. Their hands tell a place exactly, and "three tokens earlier" turns them back by the same
+# angles wherever we are. There are three ways to use them:
+#
+#     sinusoidal  add the sines and cosines of the hands to what describes a token (Vaswani et al.)
+#     learned     the same, but only to start from: the table is trained like all other weights
+#     rotary      turn queries and keys along with the hands; then their dot product depends on the
+#                 distance between two tokens, not on where they stand (Su et al. 2021, "RoFormer")
+
+
+def clock_angles(block_size, n_clocks):
+    """The angles of the hands at each place, in radians: (block_size, n_clocks)."""
+    slowest = 2 * math.pi / (10 * block_size)               # radians per token
+    speeds = slowest ** (torch.arange(n_clocks) / n_clocks)             # (n_clocks,), from 1 down
+    return torch.arange(block_size)[:, None] * speeds       # (T, 1) * (n_clocks,) -> (T, n_clocks)
+
+
+def sinusoids(block_size, n_embd):
+    """The sines and cosines of n_embd / 2 clocks at each place: (block_size, n_embd)."""
+    angles = clock_angles(block_size, n_embd // 2)
+    return torch.cat((angles.sin(), angles.cos()), dim=1)   # two of (T, C/2) -> (T, C)
+
+
+def rotate(x, angles):
+    """Turn x (B, nh, T, hs), taken as hs/2 arrows in the plane, by angles (T, hs/2).
+
+    >>> x = torch.tensor([[[[1.0, 0.0]]]])                  # one arrow, pointing right
+    >>> rotate(x, torch.tensor([[math.pi / 2]])).round().tolist()   # a quarter turn: pointing up
+    [[[[-0.0, 1.0]]]]
+    """
+    a, b = x.chunk(2, dim=-1)                               # (B, nh, T, hs) -> two of (B, nh, T, hs/2)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)        # back to (B, nh, T, hs)
 
 
 # Several heads look at the past side by side, each with queries, keys and values of its own, so a
@@ -322,59 +359,24 @@ class CausalSelfAttention(nn.Module):
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
     def forward(self, x, angles=None, cache=None):
-        """angles (T, hs/2): of rotary positions, see below. cache: a dict, filled as we go."""
+        """angles (T, hs/2), for rotary positions. cache: a dict, to be filled while writing."""
         B, T, C = x.shape
-        qkv = self.qkv(x).view(B, T, 3, self.n_head, C // self.n_head)  # (B, T, C) -> (B, T, 3, nh, hs)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)                # (B, T, 3, nh, hs) -> three of (B, nh, T, hs)
+        nh, hs = self.n_head, C // self.n_head
+        qkv = self.qkv(x).view(B, T, 3, nh, hs)         # (B, T, C) -> (B, T, 3C) -> (B, T, 3, nh, hs)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)            # (B, T, 3, nh, hs) -> three of (B, nh, T, hs)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:
             if self in cache:
-                old_k, old_v = cache[self]
-                k, v = torch.cat((old_k, k), dim=2), torch.cat((old_v, v), dim=2)   # (B, nh, old T + T, hs)
+                past_k, past_v = cache[self]
+                k = torch.cat((past_k, k), dim=2)       # (B, nh, past, hs), new -> (B, nh, past+T, hs)
+                v = torch.cat((past_v, v), dim=2)
             cache[self] = k, v
-        y = F.scaled_dot_product_attention(                 # as attend: three of (B, nh, T, hs) -> one
-            q, k, v, is_causal=T > 1,                       # a single new token may look at all
+        y = F.scaled_dot_product_attention(             # as attend, three of (B, nh, T, hs) -> one
+            q, k, v, is_causal=T > 1,                   # a single new token may look at all
             dropout_p=self.dropout if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(B, T, C)              # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
-        return self.proj(y)                                 # mixes what the heads have found
-
-
-# One thing is missing. A weighted mean does not know the order of its terms: to attention, "dog
-# bites man" and "man bites dog" are the same. So each token must know its place. Imagine a set of
-# clocks, from one whose hand moves 1 radian per token to one that goes round once in ten contexts.
-# Their hands tell a place exactly, and "three tokens earlier" turns them back by the same angles
-# wherever we are. There are three ways to use them:
-#
-#     sinusoidal  add the sines and cosines of the hands to what describes a token (Vaswani et al.)
-#     learned     the same, but only to start from: the table is trained like all other weights
-#     rotary      turn queries and keys along with the hands; then their dot product depends on the
-#                 distance between two tokens, not on where they stand (Su et al. 2021, "RoFormer")
-
-
-def clock_angles(block_size, n_clocks):
-    """The angles of the hands at each place, in radians: (block_size, n_clocks)."""
-    slowest = 2 * math.pi / (10 * block_size)                       # radians per token
-    speeds = slowest ** (torch.arange(n_clocks) / n_clocks)         # (n_clocks,), from 1 downwards
-    return torch.arange(block_size)[:, None] * speeds               # (T, 1) * (n_clocks,) -> (T, n_clocks)
-
-
-def sinusoids(block_size, n_embd):
-    """The sines and cosines of n_embd / 2 clocks at each place: (block_size, n_embd)."""
-    angles = clock_angles(block_size, n_embd // 2)
-    return torch.cat((angles.sin(), angles.cos()), dim=1)           # two of (T, C/2) -> (T, C)
-
-
-def rotate(x, angles):
-    """Turn x (B, nh, T, hs), taken as hs/2 arrows in the plane, by angles (T, hs/2).
-
-    >>> x = torch.tensor([[[[1.0, 0.0]]]])                          # one arrow, pointing right
-    >>> rotate(x, torch.tensor([[math.pi / 2]])).round().tolist()   # a quarter turn: pointing up
-    [[[[-0.0, 1.0]]]]
-    """
-    a, b = x.chunk(2, dim=-1)                                       # (B, nh, T, hs) -> two of (B, nh, T, hs/2)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)    # back to (B, nh, T, hs)
+        y = y.transpose(1, 2).reshape(B, T, C)          # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
+        return self.proj(y)                             # mixes what the heads have found
 
 
 # %% 6. GPT
@@ -385,8 +387,11 @@ def rotate(x, angles):
 # each gathers from what the ones below have worked out.
 #
 # Neither half of a block replaces x; it adds to it (a residual connection). So x runs like a stream
-# from bottom to top, and the gradients run back down it without loss. What a half reads from the
-# stream is first brought to mean 0 and variance 1 for each token, by a LayerNorm.
+# from bottom to top, and the corrections of training run back down it undamped. What a half reads
+# from the stream is first brought to mean 0 and variance 1 for each token, by a LayerNorm.
+#
+# At the bottom, each token is looked up in a table of C numbers, its embedding; its position is
+# added. At the top, the head turns the C numbers of each token into V logits for the next one.
 
 
 class Block(nn.Module):
@@ -432,7 +437,7 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def init_weights(self):
-        """Random weights to start from, chosen so that the first steps teach as much as they can."""
+        """Random weights to start from, chosen so that training is fast from the first step."""
         for module in self.modules():
             if isinstance(module, nn.Linear):   # a sum of n random terms has sqrt(n) times their size
                 nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
@@ -447,11 +452,14 @@ class GPT(nn.Module):
         if self.config.tie_weights:
             nn.init.normal_(self.head.weight, std=0.02)
             self.token_embedding.weight = self.head.weight
-        else:                                   # tokens write to a quarter of it, the head reads the rest:
-            quarter = self.config.n_embd // 4   # the first guess is as good as knowing nothing, and yet
-            nn.init.normal_(self.token_embedding.weight, std=1.0)   # gradients that come back through
-            self.token_embedding.weight[:, quarter:] = 0            # the head differ from token to token
-            self.head.weight[:, :quarter] = 0
+            return
+        # Tokens write to one quarter of the stream, and the head reads from the rest, where nothing
+        # is written yet: at first, all tokens are about equally likely. But the head's weights are
+        # not small, so what training sends back through it differs from token to token.
+        quarter = self.config.n_embd // 4
+        nn.init.normal_(self.token_embedding.weight, std=1.0)
+        self.token_embedding.weight[:, quarter:] = 0
+        self.head.weight[:, :quarter] = 0
 
     def forward(self, idx, targets=None, cache=None):
         """idx, targets (B, T) int64 -> logits (B, T, V) and the loss (), None without targets.
@@ -462,7 +470,7 @@ class GPT(nn.Module):
         past = cache.get("length", 0) if cache is not None else 0
         end = past + idx.shape[1]
         if end > self.block_size:
-            raise ValueError(f"{end} tokens do not fit into the context of block_size={self.block_size}")
+            raise ValueError(f"{end} tokens are more than the context, block_size={self.block_size}")
         if past and idx.shape[1] != 1:
             raise ValueError(f"a filled cache takes one token at a time, not {idx.shape[1]}")
         if cache is not None:
@@ -554,13 +562,13 @@ def evaluate(model, data):
     The data is read in windows of model.block_size tokens, side by side; the last may be shorter.
     """
     T = model.block_size
-    inputs, targets = data[:-1], data[1:]                           # (N,) -> two of (N-1,)
-    whole = len(inputs) // T * T                                    # the tokens in windows of full length
-    rows = max(1, 2048 // T)                                        # windows to compute at once
+    inputs, targets = data[:-1], data[1:]               # (N,) -> two of (N-1,)
+    whole = len(inputs) // T * T                        # how many tokens are in windows of full length
+    rows = max(1, 2048 // T)                            # how many windows to compute at once
     batches = []
-    if whole > 0:                                                   # (whole,) -> (whole/T, T) -> (rows, T)s
+    if whole > 0:                                       # (whole,) -> (whole/T, T) -> many (rows, T)
         batches += zip(inputs[:whole].view(-1, T).split(rows), targets[:whole].view(-1, T).split(rows))
-    if whole < len(inputs):                                         # (the rest,) -> (1, the rest)
+    if whole < len(inputs):                             # (rest,) -> (1, rest)
         batches += [(inputs[None, whole:], targets[None, whole:])]
     with eval_mode(model):
         return sum(model(x, y)[1].item() * x.numel() for x, y in batches) / len(inputs)
@@ -834,7 +842,7 @@ def check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p):
                          f"not {idx.dtype} {tuple(idx.shape)}")
     for i in (idx.min().item(), idx.max().item()):
         if not 0 <= i < model.vocab_size:
-            raise ValueError(f"idx holds the id {i}; the vocabulary goes from 0 to {model.vocab_size - 1}")
+            raise ValueError(f"idx holds the id {i}; ids go from 0 to {model.vocab_size - 1}")
     check_range("the number of new tokens", max_new_tokens, 0)
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature must be at least 0 and finite, not {temperature}")
@@ -927,8 +935,9 @@ class Recorder:
         if in_turn:
             if lowest:
                 self.best = {name: weight.clone() for name, weight in self.model.state_dict().items()}
-            self.history.append({"step": self.step, "train_loss": self.train_loss(), "val_loss": val_loss,
-                                 "learning_rate": learning_rate_at(self.step - 1, self.config)})
+            self.history.append({
+                "step": self.step, "train_loss": self.train_loss(), "val_loss": val_loss,
+                "learning_rate": learning_rate_at(self.step - 1, self.config)})
             self.recent_loss = 0.0
         self.write_with = "model" if self.best is None or lowest and not in_turn else "best"
         if self.save:
@@ -1029,8 +1038,9 @@ def read_checkpoint_to_resume(path, config, text):
     """
     checkpoint = read_checkpoint(path)
     for name, value in asdict(config).items():
-        if name not in ("vocab_size", "max_steps", "eval_interval") and value != checkpoint["config"][name]:
-            raise ValueError(f"{path} has {name}={checkpoint['config'][name]}, not {value}: cannot resume")
+        saved = checkpoint["config"][name]
+        if name not in ("vocab_size", "max_steps", "eval_interval") and value != saved:
+            raise ValueError(f"{path} was trained with {name}={saved}, not {value}: cannot resume")
     if checkpoint["text_sha256"] != sha256_of(text):
         raise ValueError(f"{path} was trained on another text: cannot resume")
     return checkpoint
@@ -1078,7 +1088,7 @@ def run_command(arguments):
                     description="Train a bigram and a GPT on a text, and compare them.",
                     epilog="To let the trained model write: gpt.py sample --help")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
-    parser.add_argument("--device", help="cuda, mps or cpu; by default the first of these that is there")
+    parser.add_argument("--device", help="cuda, mps or cpu; else the first that is there")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     for field in fields(Config):
         if field.type is bool:
@@ -1101,9 +1111,10 @@ def sample_command(arguments):
     parser.add_argument("name", nargs="?", help="the run, as in data/NAME.pt; the latest if not given")
     parser.add_argument("--prompt", default=r"\n", help=r"how it begins; \n is a new line")
     parser.add_argument("--tokens", type=int, default=SAMPLE_TOKENS, help="default %(default)s")
-    parser.add_argument("--temperature", type=float, default=SAMPLE_TEMPERATURE, help="default %(default)s")
-    parser.add_argument("--top_k", type=int)
-    parser.add_argument("--top_p", type=float)
+    parser.add_argument("--temperature", type=float, default=SAMPLE_TEMPERATURE,
+                        help="divides the logits; 0 takes the likeliest token; default %(default)s")
+    parser.add_argument("--top_k", type=int, help="draw only from the k likeliest tokens")
+    parser.add_argument("--top_p", type=float, help="draw only from the likeliest that have probability p")
     parser.add_argument("--seed", type=int, help="the same seed writes the same text")
     options = parser.parse_args(arguments)
     saved = DATA.glob("*.pt") if options.name is None else [DATA / f"{options.name}.pt"]
@@ -1137,12 +1148,12 @@ def load_text(path=None):
         try:
             return path.stem, path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from None
+            raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
     try:
         return "shakespeare", load_shakespeare()
     except OSError as error:
-        print(f"Tiny Shakespeare cannot be downloaded ({type(error).__name__}): going on with Python's own "
-              f"manual. To have Shakespeare, save {SHAKESPEARE_URL} as {DATA / 'tinyshakespeare.txt'}")
+        print(f"Tiny Shakespeare cannot be downloaded ({type(error).__name__}), so Python's manual is the "
+              f"text. For Shakespeare, save {SHAKESPEARE_URL} as {DATA / 'tinyshakespeare.txt'}")
         return "manual", load_manual()
 
 
