@@ -1,11 +1,11 @@
 """bigram.py: what can be known about a text by looking at one character at a time.
 
 The baseline of gpt.py, by itself. A bigram model is a table: a row for each character, and in the
-row the odds of each character to come next. There are two ways to make it. One is to count which
+row, for each character, the probability that it comes next. There are two ways to make it. One is to count which
 character follows which, and to be done. The other begins with a table that knows nothing and lets
 gradient descent improve it, batch by batch, just as gpt.py trains its GPT. For a table this is a
 detour; for a GPT, where nothing can be counted, it is the only way. Both should arrive at the same
-odds, and here one can see how nearly they do.
+table, and here one can see how nearly they do.
 
     python bigram.py                    takes a few seconds
     python bigram.py --text my.txt      the same with your own text
@@ -25,7 +25,7 @@ import torch                        # after gpt, which silences a remark of torc
 import torch.nn.functional as F
 
 
-def odds(model):
+def table_of(model):
     """The probabilities in a BigramLanguageModel, (V, V): row i for what follows token i."""
     return F.softmax(model.table.weight.detach(), dim=-1)
 
@@ -39,13 +39,14 @@ def surest_guesses(table, counts, least):
     >>> surest_guesses(table, torch.tensor([10, 10, 1]), least=5)
     [(0, 1, 0.75), (1, 0, 0.5)]
     """
-    probabilities, followers = table.max(dim=-1)                    # (V, V) -> two of (V,)
-    guesses = zip(range(len(table)), followers.tolist(), probabilities.tolist())
-    return sorted((guess for guess in guesses if counts[guess[0]] >= least), key=lambda guess: -guess[2])
+    highest, followers = table.max(dim=-1)                          # (V, V) -> two of (V,)
+    guesses = zip(range(len(table)), followers.tolist(), highest.tolist())
+    often = [guess for guess in guesses if counts[guess[0]] >= least]
+    return sorted(often, key=lambda guess: -guess[2])
 
 
 def run(name, text, often=1000):
-    """Count, train and compare. Characters that occur `often` are those whose odds are compared."""
+    """Count, train and compare. Characters that occur `often` are those that are compared."""
     check_length(text, Config())
     heading("1. Text")
     tokenizer = build_char_tokenizer(text)
@@ -68,12 +69,12 @@ def run(name, text, often=1000):
 
     heading("4. The two tables")
     counts = torch.bincount(train_data, minlength=config.vocab_size)                    # (V,)
-    by_counting, by_training = odds(counted), odds(trained)                             # (V, V) each
+    by_counting, by_training = table_of(counted), table_of(trained)                             # (V, V) each
     frequent = counts >= often
-    difference = (by_counting - by_training)[frequent].abs()        # (V, V) -> (frequent, V)
     if frequent.any():
-        print(f"{frequent.sum()} characters occur {often:,} times or more. Their odds differ by at most "
-              f"{difference.max():.4f}.")
+        difference = (by_counting - by_training)[frequent].abs()    # (V, V) -> (frequent, V)
+        print(f"For the {frequent.sum()} characters that occur {often:,} times or more, the probabilities\n"
+              f"of the two tables differ by at most {difference.max():.4f}.")
     print("The surest guesses, of all characters that occur 100 times or more:\n")
     print("    after    comes    counted    trained")
     for token, follower, probability in surest_guesses(by_counting, counts, least=100)[:10]:

@@ -1,10 +1,10 @@
 """gpt.py: how a GPT is made, in one file that is read from top to bottom.
 
 A GPT (generative pre-trained transformer) does one thing. Shown the beginning of a text, it says
-how likely each character is to come next. Draw one by those odds, append it, ask again: the model
-writes. Everything below serves to make the odds good, and to use them well.
+how likely each character is to come next. Draw one by these probabilities, append it, ask again:
+the model writes. Everything below serves to make the probabilities good, and to use them well.
 
-    0  Settings     every number that you may want to change
+    0  Settings     the numbers that you may want to change
     1  Text         what the model learns from
     2  Tokens       characters become integers, and integers characters
     3  Batches      inputs, and as targets the same text one step later
@@ -12,9 +12,9 @@ writes. Everything below serves to make the odds good, and to use them well.
     5  Attention    how a token gathers what it needs from the tokens before it
     6  GPT          attention and a small network, stacked
     7  Training     from examples to better weights
-    8  Writing      from odds to text
+    8  Writing      from probabilities to text
     9  The run      what `python gpt.py` does with all this
-    A  Appendix     plumbing that a reader may skip: checks, files, the terminal, the command line
+  A-D  Appendix     plumbing that a reader may skip: checks, files, the terminal, the command line
 
     python gpt.py                               run the story, two minutes on a laptop without a GPU
     python gpt.py --text my.txt                 the same with your own text
@@ -28,13 +28,14 @@ You need to know Python, and that a matrix product is many dot products at once.
     T   time: how many tokens a piece has
     C   channels: how many numbers describe one token
     V   vocabulary: how many different tokens there are
-    nh  number of heads, and hs  head size: each head has its share of the channels, hs = C / nh
+    nh  number of attention heads, and hs  head size: each has its share of the channels, C / nh
+    N   tokens of a whole text; and () is the shape of a single number
 """
 
 # %% 0. Settings
-# All numbers that decide what is built and how it learns. The chapters explain them; this is the
-# place to come back to. The defaults make a model of 0.6 million weights that learns in about two
-# minutes on two processor cores.
+# The numbers that decide what is built and how it learns. They will make sense as the chapters go
+# by; this is the place to come back to. The defaults make a model of 0.6 million weights that
+# learns in about two minutes on two processor cores.
 
 import argparse
 import csv
@@ -108,7 +109,7 @@ def download(url, path, sha256, timeout=5.0):
 
     timeout: seconds, for the connection and for each wait for more bytes.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256()                   # and replacing, in appendix B, keeps only a whole file
     with replacing(path) as file, requests.get(url, stream=True, timeout=timeout) as response:
         response.raise_for_status()
         for chunk in response.iter_content(chunk_size=65536):
@@ -190,7 +191,7 @@ def build_char_tokenizer(text):
 # at once. So its targets are its inputs, one step later:
 #
 #     inputs      F i r s t
-#     targets     i r s t _
+#     targets     i r s t _      (_ is the space)
 #
 # The last tenth of the text is kept out of training. Only there does it show whether a model has
 # learned the language or has memorized the text.
@@ -254,9 +255,9 @@ class BigramLanguageModel(nn.Module):
         return logits, None if targets is None else next_token_loss(logits, targets)
 
 
-# How good can such a table get? Counting tells: if 1,000 of 4,000 commas were followed by a space,
-# no probability but 1/4 gives a lower loss. So logits of log(count) make the best bigram that there
-# is for the text that was counted. Training has to come close to it.
+# How good can such a table get? Counting tells: if a space came after 3,000 of 4,000 commas, then
+# no other probability for it has a lower loss than 3/4. So logits of log(count) make the best bigram
+# that there is for the text that was counted, and training has to come close to it.
 
 
 def bigram_from_counts(tokens, vocab_size, smoothing=0.0):
@@ -267,17 +268,17 @@ def bigram_from_counts(tokens, vocab_size, smoothing=0.0):
     tensor([0.3333, 0.6667], grad_fn=<SoftmaxBackward0>)
     """
     V = vocab_size
-    pairs = V * tokens[:-1] + tokens[1:]                            # (N,) -> (N-1,), a number per pair
-    counts = torch.bincount(pairs, minlength=V * V).view(V, V)      # (N-1,) -> (V*V,) -> (V, V)
+    pairs = V * tokens[:-1] + tokens[1:]                        # (N,) -> (N-1,), a number per pair
+    counts = torch.bincount(pairs, minlength=V * V).view(V, V)  # (N-1,) -> (V*V,) -> (V, V)
     model = BigramLanguageModel(V).to(tokens.device)
-    model.table.weight.data = (counts + smoothing).log()
+    model.table.weight.data = (counts + smoothing).log()        # never seen: -inf, probability 0
     return model
 
 
 # %% 5. Attention
 # A bigram forgets all but one token. To predict better, each token must gather what matters from
-# all tokens before it, and what matters depends on what they are. That is attention. Out of the C
-# numbers that describe it, each token makes three vectors:
+# its past, which is itself and all tokens before it, and what matters depends on what they are.
+# That is attention. Out of the C numbers that describe it, each token makes three vectors:
 #
 #     a query     what am I looking for?
 #     a key       what do I offer to those who look?
@@ -288,15 +289,16 @@ def bigram_from_counts(tokens, vocab_size, smoothing=0.0):
 # weighted so. What comes after me is masked: a score of minus infinity becomes a weight of 0.
 # Without the mask, the model would predict the next token by looking at it, and learn nothing.
 #
-# Why divide by sqrt(hs)? A dot product of hs numbers grows like sqrt(hs). Large scores would let
-# softmax put nearly all weight on one token from the start, and then its gradient nearly vanishes.
+# Why divide by sqrt(hs)? The dot product of two vectors of hs random numbers of size 1 has a size of
+# about sqrt(hs). Large scores would let softmax put nearly all weight on one token from the start,
+# and then a small change of the scores changes nothing: there is little to learn from.
 
 
 def attend(q, k, v):
     """One head of causal attention, written out: q, k, v (..., T, hs) -> (..., T, hs).
 
-    Vaswani et al. 2017, "Attention is all you need", equation 1. The class below does the same for
-    all heads with PyTorch's fused function, which is faster and has no (T, T) tensor in memory.
+    Vaswani et al. 2017, "Attention is all you need", equation 1, with a mask. The class below does
+    the same for all heads with PyTorch's fused function, which is faster.
     """
     T, hs = q.shape[-2:]
     scores = q @ k.transpose(-2, -1) / math.sqrt(hs)    # (..., T, hs) @ (..., hs, T) -> (..., T, T)
@@ -305,22 +307,22 @@ def attend(q, k, v):
     return weights @ v                                  # (..., T, T) @ (..., T, hs) -> (..., T, hs)
 
 
-# One thing is missing. A weighted mean does not know the order of its terms: what comes after "dog
-# bites" and after "bites dog" would be the same. So each token must know its place. Imagine a set
-# of clocks, from one whose hand moves 1 radian per token to one that goes round once in ten
-# contexts. Their hands tell a place exactly, and "three tokens earlier" turns them back by the same
-# angles wherever we are. There are three ways to use them:
+# One thing is missing. To attention, the tokens before me are a bag: a weighted mean does not know
+# in which order its terms came. So each token must know its place. Imagine a set of clocks, from one
+# whose hand moves 1 radian per token to one that goes round once in ten contexts. Together, their
+# hands tell every place, and "three tokens earlier" turns them back by the same angles wherever we
+# are. There are three ways to use them:
 #
 #     sinusoidal  add the sines and cosines of the hands to what describes a token (Vaswani et al.)
-#     learned     the same, but only to start from: the table is trained like all other weights
+#     learned     the same to start from, but trained like all other weights (GPT-2 starts at random)
 #     rotary      turn queries and keys along with the hands; then their dot product depends on the
 #                 distance between two tokens, not on where they stand (Su et al. 2021, "RoFormer")
 
 
 def clock_angles(block_size, n_clocks):
     """The angles of the hands at each place, in radians: (block_size, n_clocks)."""
-    slowest = 2 * math.pi / (10 * block_size)               # radians per token
-    speeds = slowest ** (torch.arange(n_clocks) / n_clocks)             # (n_clocks,), from 1 down
+    slowest = 2 * math.pi / (10 * block_size)               # radians per token; the fastest has 1
+    speeds = slowest ** torch.linspace(0, 1, n_clocks)      # (n_clocks,)
     return torch.arange(block_size)[:, None] * speeds       # (T, 1) * (n_clocks,) -> (T, n_clocks)
 
 
@@ -354,7 +356,7 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.n_head, self.dropout = config.n_head, config.dropout
+        self.n_head, self.block_size, self.dropout = config.n_head, config.block_size, config.dropout
         self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
         self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
 
@@ -366,14 +368,14 @@ class CausalSelfAttention(nn.Module):
         q, k, v = qkv.permute(2, 0, 3, 1, 4)            # (B, T, 3, nh, hs) -> three of (B, nh, T, hs)
         if angles is not None:
             q, k = rotate(q, angles), rotate(k, angles)
-        if cache is not None:
-            if self in cache:
-                past_k, past_v = cache[self]
-                k = torch.cat((past_k, k), dim=2)       # (B, nh, past, hs), new -> (B, nh, past+T, hs)
-                v = torch.cat((past_v, v), dim=2)
-            cache[self] = k, v
+        if cache is not None:                           # each layer has its own entry
+            if self not in cache:                       # room for the keys and values of a full context
+                cache[self] = [k.new_empty(B, nh, self.block_size, hs) for _ in "kv"]
+            past, (all_k, all_v) = cache["length"], cache[self]
+            all_k[:, :, past:past + T], all_v[:, :, past:past + T] = k, v
+            k, v = all_k[:, :, :past + T], all_v[:, :, :past + T]   # two of (B, nh, past+T, hs)
         y = F.scaled_dot_product_attention(             # as attend, three of (B, nh, T, hs) -> one
-            q, k, v, is_causal=T > 1,                   # a single new token may look at all
+            q, k, v, is_causal=T > 1,                   # a single new token looks at all of the past
             dropout_p=self.dropout if self.training else 0.0)
         y = y.transpose(1, 2).reshape(B, T, C)          # (B, nh, T, hs) -> (B, T, nh, hs) -> (B, T, C)
         return self.proj(y)                             # mixes what the heads have found
@@ -387,11 +389,13 @@ class CausalSelfAttention(nn.Module):
 # each gathers from what the ones below have worked out.
 #
 # Neither half of a block replaces x; it adds to it (a residual connection). So x runs like a stream
-# from bottom to top, and the corrections of training run back down it undamped. What a half reads
-# from the stream is first brought to mean 0 and variance 1 for each token, by a LayerNorm.
+# from bottom to top, and the corrections of training reach all layers directly. What a half reads
+# from the stream is first brought to mean 0 and variance 1 for each token, by a LayerNorm, which
+# then scales each channel by a learned gain.
 #
-# At the bottom, each token is looked up in a table of C numbers, its embedding; its position is
-# added. At the top, the head turns the C numbers of each token into V logits for the next one.
+# At the bottom, each token is looked up in a table of C numbers, its embedding, and its position is
+# added. At the top, lm_head turns the C numbers of each token into V logits for the next one.
+# Dropout sets a random share of the numbers to zero in training, so that none is relied on alone.
 
 
 class Block(nn.Module):
@@ -417,7 +421,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A transformer that predicts each token from those before: `logits, loss = model(idx, targets)`.
 
-    With bias=True and position="learned" it computes what GPT-2 does (Radford et al. 2019).
+    With bias=True and position="learned" it computes from its weights what GPT-2 does (Radford et
+    al. 2019). tie_weights=True makes one table of the embedding and lm_head, as GPT-2 has it.
     """
 
     def __init__(self, config):
@@ -432,7 +437,7 @@ class GPT(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
         self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
+        self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.init_weights()
 
     @torch.no_grad()
@@ -446,20 +451,21 @@ class GPT(nn.Module):
         for block in self.blocks:               # a block adds nothing, until it has learned what
             nn.init.zeros_(block.attention.proj.weight)
             nn.init.zeros_(block.feed_forward[-1].weight)
-        if self.config.position != "rotary":    # written softly into the stream, on all channels
-            self.position_embedding.weight.copy_(0.3 * sinusoids(self.block_size, self.config.n_embd))
-            self.position_embedding.weight.requires_grad_(self.config.position == "learned")
         if self.config.tie_weights:
-            nn.init.normal_(self.head.weight, std=0.02)
-            self.token_embedding.weight = self.head.weight
-            return
-        # Tokens write to one quarter of the stream, and the head reads from the rest, where nothing
-        # is written yet: at first, all tokens are about equally likely. But the head's weights are
-        # not small, so what training sends back through it differs from token to token.
-        quarter = self.config.n_embd // 4
-        nn.init.normal_(self.token_embedding.weight, std=1.0)
-        self.token_embedding.weight[:, quarter:] = 0
-        self.head.weight[:, :quarter] = 0
+            nn.init.normal_(self.lm_head.weight, std=0.02)
+            self.token_embedding.weight = self.lm_head.weight
+        else:
+            # Tokens write to one quarter of the stream, and lm_head reads the other three. So the
+            # first logits say little, and all tokens are about equally likely. Yet the weights of
+            # lm_head are not small, and each token pulls the stream its own way from the first step.
+            quarter = self.config.n_embd // 4
+            nn.init.normal_(self.token_embedding.weight[:, :quarter], std=1.0)
+            nn.init.zeros_(self.token_embedding.weight[:, quarter:])
+            nn.init.zeros_(self.lm_head.weight[:, :quarter])
+        if self.config.position != "rotary":    # softer than the tokens, and on all channels
+            size = 0.03 if self.config.tie_weights else 0.3
+            self.position_embedding.weight.copy_(size * sinusoids(self.block_size, self.config.n_embd))
+            self.position_embedding.weight.requires_grad_(self.config.position == "learned")
 
     def forward(self, idx, targets=None, cache=None):
         """idx, targets (B, T) int64 -> logits (B, T, V) and the loss (), None without targets.
@@ -467,15 +473,12 @@ class GPT(nn.Module):
         With a cache, a dict that is empty at first, idx holds only tokens that are new: any number
         in the first call, one in each later call. Raises ValueError for more than block_size tokens.
         """
-        past = cache.get("length", 0) if cache is not None else 0
+        past = 0 if cache is None else cache.setdefault("length", 0)
         end = past + idx.shape[1]
         if end > self.block_size:
             raise ValueError(f"{end} tokens are more than the context, block_size={self.block_size}")
         if past and idx.shape[1] != 1:
             raise ValueError(f"a filled cache takes one token at a time, not {idx.shape[1]}")
-        if cache is not None:
-            cache["length"] = end
-
         x = self.token_embedding(idx)                               # (B, T) -> (B, T, C)
         angles = None
         if self.config.position == "rotary":
@@ -485,7 +488,9 @@ class GPT(nn.Module):
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, angles, cache)
-        logits = self.head(self.norm(x))                            # (B, T, C) -> (B, T, V)
+        if cache is not None:
+            cache["length"] = end
+        logits = self.lm_head(self.norm(x))                         # (B, T, C) -> (B, T, V)
         return logits, None if targets is None else next_token_loss(logits, targets)
 
 
@@ -499,13 +504,14 @@ def count_parameters(model):
 # raise the loss (the gradient; backward() finds all of them), and move all weights a little in the
 # other direction. And again.
 #
-# AdamW (Loshchilov & Hutter 2019) measures each weight's step by how large its gradients usually
-# are, so that all weights learn at a similar pace. And it lets the matrices shrink a little in each
-# step, so that only those numbers stay large that the data asks for again and again.
+# Adam (Kingma & Ba 2015) measures each weight's step by how large its gradients have been lately, so
+# that all weights learn at a similar pace. The W of AdamW (Loshchilov & Hutter 2019) is for weight
+# decay: the matrices shrink a little in each step, so that only those numbers stay large that the
+# data asks for again and again. And clipping shortens the rare gradient that is far too long.
 
 
 def build_optimizer(model, config):
-    """AdamW, in its fused form where PyTorch has one. Vectors (biases and LayerNorms) do not decay."""
+    """AdamW, in its fused form where there is one. Vectors (biases and LayerNorms) do not decay."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
               {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}]
@@ -563,11 +569,12 @@ def evaluate(model, data):
     """
     T = model.block_size
     inputs, targets = data[:-1], data[1:]               # (N,) -> two of (N-1,)
-    whole = len(inputs) // T * T                        # how many tokens are in windows of full length
-    rows = max(1, 2048 // T)                            # how many windows to compute at once
+    whole = len(inputs) // T * T                        # the tokens that are in windows of full length
+    rows = max(1, 2048 // T)                            # windows to compute at once
     batches = []
     if whole > 0:                                       # (whole,) -> (whole/T, T) -> many (rows, T)
-        batches += zip(inputs[:whole].view(-1, T).split(rows), targets[:whole].view(-1, T).split(rows))
+        batches += zip(inputs[:whole].view(-1, T).split(rows),
+                       targets[:whole].view(-1, T).split(rows))
     if whole < len(inputs):                             # (rest,) -> (1, rest)
         batches += [(inputs[None, whole:], targets[None, whole:])]
     with eval_mode(model):
@@ -577,8 +584,9 @@ def evaluate(model, data):
 def train(model, train_data, val_data, config, recorder=None):
     """Train `model` in place on tokens (N,); return the history, a dict for each evaluation.
 
-    It is evaluated every eval_interval steps and at the end. The recorder (appendix B) takes notes;
-    it can also show and save them, go on with an earlier training, and stop this one early.
+    It is evaluated every eval_interval steps and at the end. The recorder, from appendix B, takes
+    notes, and can show and save them, go on with an earlier training, and stop this one early. At a
+    first reading, skip its lines: the training is in the others.
     """
     recorder = recorder or Recorder()
     optimizer = build_optimizer(model, config)
@@ -595,19 +603,19 @@ def train(model, train_data, val_data, config, recorder=None):
 
 
 # %% 8. Writing
-# The model gives odds; a text needs decisions. To take the likeliest token each time (greedy) makes
-# a dull text that soon repeats itself. To draw by the odds as they are lets in, now and then, a
-# token that spoils it. Between the two there are three dials:
+# The model gives probabilities; a text needs decisions. To take the likeliest token each time
+# (greedy) makes a dull text that soon repeats itself. To draw by the probabilities as they are lets
+# in, now and then, a token that spoils it. Between the two there are three dials:
 #
-#     temperature     divides the logits: below 1 favours the likely, above 1 evens the odds out
+#     temperature     divides the logits: below 1 favours the likely, above 1 makes all more alike
 #     top_k           draw only from the k likeliest tokens
 #     top_p           draw only from the likeliest tokens that have, together, the probability p
 
 
 def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
-    """The odds to draw the next token by: logits (B, V) -> probabilities (B, V).
+    """What to draw the next token by: logits (B, V) -> probabilities (B, V), each row sums to 1.
 
-    The dials work in the order temperature, top_k, top_p (Holtzman et al. 2020).
+    The dials work in the order temperature, top_k, top_p (top_p is from Holtzman et al. 2020).
 
     >>> logits = torch.tensor([[0.5, 0.25, 0.125, 0.125]]).log()
     >>> next_token_probabilities(logits, top_p=0.7)
@@ -615,7 +623,7 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     """
     if temperature == 0:                                    # greedy: the likeliest has probability 1
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()   # (B, V) -> (B,) -> (B, V)
-    logits = logits - logits.amax(dim=-1, keepdim=True)     # the same odds, and nothing can overflow
+    logits = logits - logits.amax(dim=-1, keepdim=True)     # changes nothing; now none can overflow
     probs = F.softmax(logits / temperature, dim=-1)
     if top_k is None and top_p is None:
         return probs
@@ -646,18 +654,18 @@ def window_start(length, block_size):
 
 
 @torch.no_grad()
-def stream(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, use_cache=True,
-           generator=None):
+def stream_tokens(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None,
+                  use_cache=True, generator=None):
     """Like generate, but yields each new token (B, 1) as soon as it is drawn."""
     check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p)       # appendix A
-    start = None
+    start = cache = None
     with eval_mode(model):
         for _ in range(max_new_tokens):
-            before, start = start, window_start(idx.shape[1], model.block_size)
-            if use_cache and start == before:
+            new_start = window_start(idx.shape[1], model.block_size)
+            if use_cache and new_start == start:
                 logits, _ = model(idx[:, -1:], cache=cache)         # (B, 1) -> (B, 1, V)
             else:
-                cache = {} if use_cache else None
+                start, cache = new_start, {} if use_cache else None
                 logits, _ = model(idx[:, start:], cache=cache)      # (B, window) -> (B, window, V)
             probs = next_token_probabilities(logits[:, -1], temperature, top_k, top_p)      # (B, V)
             token = torch.multinomial(probs, 1, generator=generator)                        # (B, 1)
@@ -672,7 +680,7 @@ def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
     temperature     divides the logits; 0 always takes the likeliest token
     top_k           draw only from the k likeliest
     top_p           draw only from the fewest that together have at least this probability, in (0, 1]
-    use_cache       False computes the whole window again for each token: the same text, but slower
+    use_cache       False computes the whole window again for each token: as good, but slower
     generator       a torch.Generator to draw with, for texts that can be repeated
 
     Any length is possible: the model sees the window of the last tokens that window_start tells,
@@ -680,8 +688,8 @@ def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
     for values that make no sense. The model works in eval mode, without gradients, and is left in
     the mode in which it was.
     """
-    new_tokens = stream(model, idx, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p,
-                        use_cache=use_cache, generator=generator)
+    new_tokens = stream_tokens(model, idx, max_new_tokens, temperature=temperature, top_k=top_k,
+                               top_p=top_p, use_cache=use_cache, generator=generator)
     return torch.cat((idx, *new_tokens), dim=1)             # (B, T), many (B, 1) -> (B, T + new)
 
 
@@ -729,18 +737,20 @@ def run(name, text, config, device="cpu", resume=False):
 
     heading("5. Attention")
     q, k, v = torch.randn(3, 1, config.n_head, config.block_size, config.n_embd // config.n_head)
-    difference = (attend(q, k, v) - F.scaled_dot_product_attention(q, k, v, is_causal=True)).abs().max()
+    fused = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    difference = (attend(q, k, v) - fused).abs().max()
     print(f"queries, keys and values for {config.n_head} heads: {tuple(q.shape)} each")
     print(f"attention written out and fused differ by at most {difference:.0e}")
 
     heading("6. GPT")
     torch.manual_seed(config.seed)
     model = GPT(config).to(device)
-    x, y = get_batch(train_data, 0, config)
-    logits, loss = model(x, y)
+    x, _ = get_batch(train_data, 0, config)
+    with torch.no_grad():
+        logits, _ = model(x)
     print(f"{config.n_layer} blocks, width {config.n_embd}: {count_parameters(model):,} parameters")
     print(f"tokens {tuple(x.shape)} -> logits {tuple(logits.shape)}")
-    print(f"loss before training {loss:.2f}; knowing nothing costs "
+    print(f"loss before training {evaluate(model, val_data):.2f}; knowing nothing costs "
           f"ln({config.vocab_size}) = {math.log(config.vocab_size):.2f}")
 
     heading("7. Training")
@@ -752,7 +762,7 @@ def run(name, text, config, device="cpu", resume=False):
     recorder = Recorder(show=True, save=save, saved=saved)
     with ctrl_c_stops(recorder):
         train(model, train_data, val_data, config, recorder)
-    if recorder.stop:
+    if recorder.step < config.max_steps:
         print(f"stopped after step {recorder.step}; --resume goes on from here")
     model.load_state_dict(recorder.best_weights())
 
@@ -778,11 +788,15 @@ def train_bigram(train_data, val_data, config):
     return bigram, recorder.seconds
 
 
+def first_prompt(tokenizer):
+    """What a text begins with when nothing is said: a new line, if the vocabulary has it."""
+    return "\n" if "\n" in tokenizer.ids else tokenizer.characters[0]
+
+
 def write_sample(model, tokenizer, seed, path):
-    """A text by `model`, which is also left in the file `path`. It begins with a new line."""
-    prompt = "\n" if "\n" in tokenizer.ids else tokenizer.characters[0]
+    """A text by `model`, which is also left in the file `path`."""
     device = next(model.parameters()).device
-    idx = torch.tensor([tokenizer.encode(prompt)], device=device)                       # (1, 1)
+    idx = torch.tensor([tokenizer.encode(first_prompt(tokenizer))], device=device)      # (1, 1)
     generator = torch.Generator(device).manual_seed(seed)
     written = generate(model, idx, SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE, generator=generator)
     sample = tokenizer.decode(written[0].tolist())
@@ -792,11 +806,11 @@ def write_sample(model, tokenizer, seed, path):
 
 
 # %% Appendix A. Checks
-# Each raises ValueError with the value and the limit, before anything else is done.
+# Each raises ValueError with the value and the limit.
 
 
 def check_range(name, value, lowest, below=2**32):
-    """For whole numbers; the seed of a generator has 32 bits."""
+    """Raise ValueError unless lowest <= value < below."""
     if not lowest <= value < below:
         raise ValueError(f"{name} must be at least {lowest} and below {below}, not {value}")
 
@@ -907,6 +921,7 @@ class Recorder:
     def state(self):
         """What `begin` needs to go on from here."""
         kept = {name: getattr(self, name) for name in self.KEPT}
+        kept["recent_loss"] = float(self.recent_loss)
         return {**kept, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def best_weights(self):
@@ -945,7 +960,8 @@ class Recorder:
 
     def train_loss(self):
         """The mean loss of the batches since the last evaluation."""
-        return float(self.recent_loss) / (self.step - (self.history[-1]["step"] if self.history else 0))
+        steps = self.step - (self.history[-1]["step"] if self.history else 0)
+        return float(self.recent_loss) / steps
 
     def print_progress(self, val_loss, end="\n"):
         """Print how far the training is, in less than 80 characters."""
@@ -1108,35 +1124,37 @@ def run_command(arguments):
 def sample_command(arguments):
     """`python gpt.py sample`: write from a saved run, token by token."""
     parser = Parser("gpt.py sample", allow_abbrev=False, description="Let a trained model write.")
-    parser.add_argument("name", nargs="?", help="the run, as in data/NAME.pt; the latest if not given")
-    parser.add_argument("--prompt", default=r"\n", help=r"how it begins; \n is a new line")
+    parser.add_argument("name", nargs="?", help="the run, as in data/NAME.pt; else the latest one")
+    parser.add_argument("--prompt", default="", help=r"how the text begins; \n is a new line")
     parser.add_argument("--tokens", type=int, default=SAMPLE_TOKENS, help="default %(default)s")
     parser.add_argument("--temperature", type=float, default=SAMPLE_TEMPERATURE,
                         help="divides the logits; 0 takes the likeliest token; default %(default)s")
     parser.add_argument("--top_k", type=int, help="draw only from the k likeliest tokens")
-    parser.add_argument("--top_p", type=float, help="draw only from the likeliest that have probability p")
+    parser.add_argument("--top_p", type=float, help="draw only from the likeliest with probability p")
     parser.add_argument("--seed", type=int, help="the same seed writes the same text")
     options = parser.parse_args(arguments)
-    saved = DATA.glob("*.pt") if options.name is None else [DATA / f"{options.name}.pt"]
-    path = max(saved, key=lambda path: path.stat().st_mtime, default=DATA / "shakespeare.pt")
-    model, tokenizer = load_checkpoint(path)
-    idx = torch.tensor([tokenizer.encode(options.prompt.replace(r"\n", "\n"))])
+    latest = max(DATA.glob("*.pt"), key=lambda path: path.stat().st_mtime, default=DATA / "shakespeare.pt")
+    model, tokenizer = load_checkpoint(DATA / f"{options.name}.pt" if options.name else latest)
+    prompt = options.prompt.replace(r"\n", "\n") or first_prompt(tokenizer)
+    idx = torch.tensor([tokenizer.encode(prompt)])                          # (1, T)
+    dials = {"temperature": options.temperature, "top_k": options.top_k, "top_p": options.top_p}
+    check_sampling(model, idx, options.tokens, **dials)
     generator = torch.Generator()
     if options.seed is None:
         generator.seed()                # another text each time
     else:
         check_range("seed", options.seed, 0)
         generator.manual_seed(options.seed)
-    print(tokenizer.decode(idx[0].tolist()), end="", flush=True)
-    for token in stream(model, idx, options.tokens, temperature=options.temperature,
-                        top_k=options.top_k, top_p=options.top_p, generator=generator):
+    print(prompt, end="", flush=True)
+    for token in stream_tokens(model, idx, options.tokens, generator=generator, **dials):
         print(tokenizer.decode(token[0].tolist()), end="", flush=True)
     print()
 
 
 def choose_device(name=None):
     """The fastest device that is there, or the one with this name. ValueError if it is not there."""
-    here = [*["cuda"] * torch.cuda.is_available(), *["mps"] * torch.backends.mps.is_available(), "cpu"]
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
+    here = [device for device, is_there in there.items() if is_there]
     if name is not None and name not in here:
         raise ValueError(f"there is no device {name!r} here, only {', '.join(here)}")
     return name or here[0]
@@ -1148,12 +1166,13 @@ def load_text(path=None):
         try:
             return path.stem, path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+            reason = f"{error.reason} at byte {error.start}"
+            raise ValueError(f"{path} is not UTF-8 text: {reason}") from error
     try:
         return "shakespeare", load_shakespeare()
     except OSError as error:
-        print(f"Tiny Shakespeare cannot be downloaded ({type(error).__name__}), so Python's manual is the "
-              f"text. For Shakespeare, save {SHAKESPEARE_URL} as {DATA / 'tinyshakespeare.txt'}")
+        print(f"Tiny Shakespeare cannot be downloaded ({type(error).__name__}), so Python's manual is "
+              f"the text. For Shakespeare, save {SHAKESPEARE_URL} as {DATA / 'tinyshakespeare.txt'}")
         return "manual", load_manual()
 
 

@@ -1,4 +1,4 @@
-"""Chapter 8: from logits to odds, and from odds to text."""
+"""Chapter 8: from logits to probabilities, and from them to text."""
 
 import pytest
 import torch
@@ -96,7 +96,7 @@ def test_writing_needs_no_gradients_uses_eval_mode_and_restores_the_mode():
     model = noisy_gpt(tiny_config(dropout=0.5)).train()
     first, second = (gpt.generate(model, PROMPT, 20, temperature=0) for _ in range(2))
     assert torch.equal(first, second) and model.training and not first.requires_grad
-    tokens = gpt.stream(model, PROMPT, 3)
+    tokens = gpt.stream_tokens(model, PROMPT, 3)
     next(tokens)
     assert torch.is_grad_enabled()                              # a paused stream does not leak its mode
     tokens.close()
@@ -105,7 +105,7 @@ def test_writing_needs_no_gradients_uses_eval_mode_and_restores_the_mode():
 
 def test_a_stream_is_generate_token_by_token():
     model = noisy_gpt(tiny_config())
-    tokens = list(gpt.stream(model, PROMPT, 12, generator=torch.Generator().manual_seed(7)))
+    tokens = list(gpt.stream_tokens(model, PROMPT, 12, generator=torch.Generator().manual_seed(7)))
     text = gpt.generate(model, PROMPT, 12, generator=torch.Generator().manual_seed(7))
     assert torch.equal(torch.cat(tokens, dim=1), text[:, 3:])
     assert torch.equal(gpt.generate(model, PROMPT, 0), PROMPT)
