@@ -712,7 +712,7 @@ def run(name, text, config, device="cpu", resume=False):
 
     heading("1. Text")
     print(f"{len(text):,} characters. They begin:\n")
-    print(textwrap.indent(text[:150], "    "))
+    print(textwrap.indent(text[:150].rpartition("\n")[0] or text[:70], "    "))
 
     heading("2. Tokens")
     tokenizer = build_char_tokenizer(text)
@@ -777,7 +777,8 @@ def run(name, text, config, device="cpu", resume=False):
         ("bigram", count_parameters(bigram), evaluate(bigram, val_data), bigram_seconds),
         ("GPT", count_parameters(model), evaluate(model, val_data), recorder.seconds),
     ])
-    print(f"\nSaved in {DATA}: {checkpoint.name}, {log.name}, {name}-bigram.txt and {name}-gpt.txt")
+    print(f"\nSaved in {DATA}: {name}.pt, the checkpoint; {name}.csv, the losses;\n"
+          f"{name}-bigram.txt and {name}-gpt.txt, the samples.")
 
 
 def train_bigram(train_data, val_data, config):
