@@ -2,8 +2,8 @@
 
 Attention is the one hard idea in a GPT. Here it is taken apart. Each token must gather what it
 needs from the tokens before it, and we do that four times. The first three ways give the same
-numbers: by a loop, by a matrix product, and by a softmax. The fourth changes one thing in the
-third: the weights are no longer all equal, they depend on what the tokens are. That is
+numbers: by a loop, by a matrix product, and by a softmax. In the fourth, the weights are no longer
+all equal: they depend on what the tokens are, and so does what each hands over. That is
 self-attention.
 
      1  Tensors          the few moves that everything below is made of
@@ -61,7 +61,7 @@ def tensor_moves():
             [1., 1., 0.],
             [1., 1., 1.]])
 
-    Sum: over columns (dim=1). keepdim leaves a column of sums, (3, 3) -> (3, 1).
+    Sum: dim=1 adds along each row; keepdim leaves a column, (3, 3) -> (3, 1).
 
     >>> sums = ones.sum(dim=1, keepdim=True)
     >>> sums
@@ -212,7 +212,8 @@ def average_by_loop(x):
 
 
 # The loop has no matrix of weights, yet there is one behind it. To find it, let each of T tokens
-# hold a single 1, in a channel of its own. Then what token t has in channel s came from token s.
+# hold a single 1, in a channel of its own (so here C = T, and [None] adds a batch of one piece).
+# Then what token t has in channel s came from token s.
 
 
 def show_version_1():
@@ -220,7 +221,8 @@ def show_version_1():
     single_ones = torch.eye(x.shape[1])[None]                 # (1, T, T)
     weights = average_by_loop(single_ones)["result"][0]       # (1, T, T) -> (T, T)
     show(average_by_loop(x), weights, CHANNELS)
-    print("\nEach row is lighter than the one above: the same whole, shared by more tokens.\n"
+    print("\nThe rows get lighter downwards: the same whole, shared by more tokens. (With\n"
+          "only five shades, neighbours may look alike.)\n"
           "Check a number: the b has seen t o ␣ b, one vowel of four, so 0.25.")
 
 
@@ -255,10 +257,11 @@ def show_equal(names, a, b):
 
 
 # %% 5. Version 3: softmax over a mask
-# Softmax turns any row of scores into weights that sum to 1: exp(score), divided by the sum of all
-# exp(score) in the row. Equal scores give equal weights. And a score of minus infinity gives a
-# weight of exactly 0, since exp(-inf) = 0. So: let all scores be 0, put minus infinity where the
-# future is (this is the mask), and softmax makes the averages of version 2.
+# Softmax turns any row of scores into weights that sum to 1: exp(score), divided by the sum of
+# all exp(score) in the row. Equal scores give equal weights. A score that is higher by 1 gives a
+# weight that is e = 2.7 times as large; higher by 7, about 1,100 times. And a score of minus
+# infinity gives a weight of exactly 0, since exp(-inf) = 0. So: let all scores be 0, put minus
+# infinity where the future is (this is the mask), and softmax makes the averages of version 2.
 #
 # Why the detour? In version 2 the weights were fixed. Here they come from scores, and a score may
 # be any number that we like, for instance one that says how much this token matters to that one.
@@ -266,7 +269,11 @@ def show_equal(names, a, b):
 
 
 def average_by_softmax(x):
-    """Version 3: x (B, T, C) -> steps; the same result (B, T, C) with weights made from scores."""
+    """Version 3: x (B, T, C) -> steps; the same result (B, T, C) with weights made from scores.
+
+    >>> F.softmax(torch.tensor([0.0, 0.0, -math.inf]), dim=-1)      # two tokens, and the future
+    tensor([0.5000, 0.5000, 0.0000])
+    """
     T = x.shape[1]
     scores = torch.zeros(T, T)                                # (T, T): all matter alike
     future = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)    # (T, T): True where s > t
@@ -294,10 +301,11 @@ def show_version_3():
 #     a key    k    what do I offer to those who look?
 #     a value  v    what do I hand over if I am chosen?
 #
-# The score of two tokens is the dot product of the query of the one that looks with the key of the
-# one that is looked at. It is large if what is offered is what is looked for. The rest is version
-# 3: mask the future, softmax, and a weighted mean, now of the values. (The scores are divided by
-# sqrt(hs) first; chapter 8 shows why.)
+# The score of two tokens is the dot product (multiply number by number, and add up) of the query
+# of the one that looks with the key of the one that is looked at. It is large if what is offered
+# is what is looked for. `q @ k.transpose(-2, -1)` has it for all pairs: row t, column s. The rest
+# is version 3: mask the future, softmax, and a weighted mean, now of the values. (The scores are
+# divided by sqrt(hs) first; chapter 8 shows why.)
 #
 # Why is the value not the key? To be found and to be useful are two things. Think of a library: you
 # find a book by its title, but it is the text that you take home.
@@ -324,7 +332,8 @@ def self_attention(x, w_query, w_key, w_value, causal=True):
 # In a GPT the three matrices are learned. Here they are made by hand, so that one can follow. The
 # two numbers of queries and keys stand for (vowels, spaces). A consonant looks for vowels, a vowel
 # looks for spaces, and a space looks for nothing in particular. What is handed over is the place in
-# the alphabet, so that one can see which letters were found, and whether it was a vowel.
+# the alphabet, so that one can see which letters were found, and whether it was a vowel. The tens
+# make scores of about 7 where something is found, so softmax leaves almost nothing to the others.
 
 VALUES = ("alphabet", "vowel")
 
@@ -343,7 +352,8 @@ def show_version_4():
     show(steps, steps["weights"][0], VALUES)
     asks = steps["q"][0, -1].tolist()
     print(f"\nThe consonants b and r look at the vowels before them, and what they receive\n"
-          f"is the mean of those: for the r, that of o, e and o. The first o looks for a\n"
+          f"is nearly the mean of those: for the r, that of o, e and o. (The others keep\n"
+          f"about a thousandth each.) The t sees only itself. The first o looks for a\n"
           f"space, and there is none before it; weights must sum to 1, so they are equal.\n"
           f"A space has a query of zeros, so its scores are all 0: its row is version 3.\n"
           f"How the last row came about, for {EXAMPLE[0][-1]!r} with q = {asks}:\n")
@@ -441,11 +451,11 @@ def train_tiny(make_mixer, train_data, val_data, config):
 
 
 # %% 8. Questions
-# Why divide by sqrt(hs)? A dot product adds hs products. If each has the variance 1, their sum has
-# the variance hs. Softmax of such large scores puts nearly all weight on one token, before anything
-# is learned. And then it hardly learns: if a score rises by a little d, its weight w rises by
-# d * w * (1 - w), which is nearly 0 for a w near 0 or 1. Scores that are divided by sqrt(hs) have
-# the variance 1 for any head size.
+# Why divide by sqrt(hs)? A dot product adds hs products. If these are independent, with mean 0
+# and variance 1, their sum has the variance hs. Softmax of such large scores puts nearly all
+# weight on one token, before anything is learned. And then it hardly learns: if a score rises by
+# a little d, its weight w rises by d * w * (1 - w), which is nearly 0 for a w near 0 or 1. To
+# divide by sqrt(hs) divides the variance by hs: then it is 1 for any head size.
 
 
 def why_scale():
@@ -463,13 +473,13 @@ def why_scale():
         print(f"{hs:>9}  {raw.var():>8.1f}  {scaled.var():>9.2f}    {w_raw.mean():>8.2f}  "
               f"{w_scaled.mean():>9.2f}    {slope_raw:>8.3f}  {slope_scaled:>9.3f}")
     print("Without the scale, a wide head all but picks one token, by chance, and the\n"
-          "slope fades. With it, the head size changes nothing.")
+          "slope fades. With it, the head size changes almost nothing.")
 
 
-# Why the mask? Train without it and look. In training the model is shown whole pieces, so the token
-# to predict stands one place to the right. A head that may look there finds it, and the loss falls
-# to nearly nothing. But the model has learned to copy, not to predict: when it writes, there is
-# nothing to the right.
+# Why the mask? Train without it and look. In training the model is shown whole pieces, so the
+# token to predict stands one place to the right. A head that may look there finds it, by the
+# positions that chapter 7 has added, and the loss falls to nearly nothing. But the model has
+# learned to copy, not to predict: when it writes, there is nothing to the right.
 
 
 def why_mask(train_data, val_data, config):
@@ -495,13 +505,13 @@ def why_mask(train_data, val_data, config):
 
 
 # Why several heads? In one head, a token has one row of weights. If it needs two things, it gets a
-# mixture of both, and from a mixture one cannot tell what was in it. Two heads bring two results,
-# side by side. Each has hs = C / nh channels, so all heads together cost about as much as one wide
-# head. Chapter 9 measures what that is worth.
+# mixture of both, and from a mixture one cannot tell for sure what was in it. Two heads bring two
+# results, side by side. Each has hs = C / nh channels, so all heads together cost about as much as
+# one wide head. Chapter 9 measures what they are worth, with the matrix that joins their results.
 
 
 def why_several_heads():
-    """Two pasts that one head cannot tell apart, and two heads can."""
+    """Two pasts that a head with equal weights cannot tell apart, and two heads can."""
     pasts = torch.tensor([[5.0, 25.0], [10.0, 20.0]])         # (2 pasts, 2 tokens): a value each
     one_head = torch.tensor([0.5, 0.5])                       # half of the weight on each token
     two_heads = torch.eye(2)                                  # (2 heads, 2 tokens): one each

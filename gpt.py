@@ -43,7 +43,6 @@ import hashlib
 import io
 import math
 import os
-import pickle
 import signal
 import sys
 import textwrap
