@@ -1,11 +1,11 @@
 """bigram.py: what can be known about a text by looking at one character at a time.
 
 The baseline of gpt.py, by itself. A bigram model is a table: a row for each character, and in the
-row, for each character, the probability that it comes next. There are two ways to make it. One is to count which
-character follows which, and to be done. The other begins with a table that knows nothing and lets
-gradient descent improve it, batch by batch, just as gpt.py trains its GPT. For a table this is a
-detour; for a GPT, where nothing can be counted, it is the only way. Both should arrive at the same
-table, and here one can see how nearly they do.
+row, for each character, the probability that it comes next. There are two ways to make it. One is
+to count which character follows which, and to be done. The other begins with a table that knows
+nothing and lets gradient descent improve it, batch by batch, just as gpt.py trains its GPT. For a
+table this is a detour; for a GPT, where nothing can be counted, it is the only way. Both should
+arrive at the same table, and here one can see how nearly they do.
 
     python bigram.py                    takes a few seconds
     python bigram.py --text my.txt      the same with your own text
@@ -68,13 +68,13 @@ def run(name, text, often=1000):
     print(f"on the training split {evaluate(trained, train_data):.4f}")
 
     heading("4. The two tables")
-    counts = torch.bincount(train_data, minlength=config.vocab_size)                    # (V,)
-    by_counting, by_training = table_of(counted), table_of(trained)                             # (V, V) each
+    counts = torch.bincount(train_data, minlength=config.vocab_size)    # (V,)
+    by_counting, by_training = table_of(counted), table_of(trained)     # (V, V) each
     frequent = counts >= often
     if frequent.any():
         difference = (by_counting - by_training)[frequent].abs()    # (V, V) -> (frequent, V)
-        print(f"For the {frequent.sum()} characters that occur {often:,} times or more, the probabilities\n"
-              f"of the two tables differ by at most {difference.max():.4f}.")
+        print(f"For the {frequent.sum()} characters that occur {often:,} times or more, the "
+              f"probabilities\nof the two tables differ by at most {difference.max():.4f}.")
     print("The surest guesses, of all characters that occur 100 times or more:\n")
     print("    after    comes    counted    trained")
     for token, follower, probability in surest_guesses(by_counting, counts, least=100)[:10]:
