@@ -652,7 +652,7 @@ def window_start(length, block_size):
     return math.ceil(overflow / half) * half
 
 
-@torch.no_grad()
+@torch.inference_mode()                 # like no_grad, and a little faster
 def stream_tokens(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None,
                   use_cache=True, generator=None):
     """Like generate, but yields each new token (B, 1) as soon as it is drawn."""

@@ -98,9 +98,17 @@ def test_writing_needs_no_gradients_uses_eval_mode_and_restores_the_mode():
     assert torch.equal(first, second) and model.training and not first.requires_grad
     tokens = gpt.stream_tokens(model, PROMPT, 3)
     next(tokens)
-    assert torch.is_grad_enabled()                              # a paused stream does not leak its mode
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()    # a pause leaks no mode
     tokens.close()
     assert model.training
+
+
+def test_what_was_written_can_be_trained_on():
+    model = noisy_gpt(tiny_config())
+    text = gpt.generate(model, PROMPT, 5)
+    _, loss = model(text[:, :-1], text[:, 1:])
+    loss.backward()
+    assert model.token_embedding.weight.grad.abs().sum() > 0
 
 
 def test_a_stream_is_generate_token_by_token():
