@@ -758,6 +758,8 @@ def run(name, text, config, device="cpu", resume=False):
         save_checkpoint(checkpoint, config, tokenizer, {"text_sha256": sha256_of(text), **state})
         save_log(log, state["history"])
 
+    if saved:
+        print(f"going on after step {saved['step']}")
     recorder = Recorder(show=True, save=save, saved=saved)
     with ctrl_c_stops(recorder):
         train(model, train_data, val_data, config, recorder)
