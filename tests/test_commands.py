@@ -178,13 +178,13 @@ def run_in_terminal(folder, *arguments, interrupt_after=None):
 
 def test_ctrl_c_saves_and_samples_and_resume_goes_on_to_the_same_end(story, tmp_path):
     (tmp_path / "cats.txt").write_text(TEXT)
-    settings = ["--text", "cats.txt", *TINY[:-4], "--max_steps", 800, "--eval_interval", 300, "--dropout", 0.1]
-    output, code = run_in_terminal(tmp_path, *settings, interrupt_after=b"/800  train")
+    settings = ["--text", "cats.txt", *TINY[:-4], "--max_steps", 450, "--eval_interval", 200, "--dropout", 0.1]
+    output, code = run_in_terminal(tmp_path, *settings, interrupt_after=b"/450  train")
     assert code == 0 and "stopped after step" in output and "GPT  " in output
     assert "\rstep" in output                                   # redrawn in place
     assert files(tmp_path) == ["cats-bigram.txt", "cats-gpt.txt", "cats.csv", "cats.pt"]
     stopped = gpt.read_checkpoint(tmp_path / "data" / "cats.pt")
-    assert 0 < stopped["step"] < 800
+    assert 0 < stopped["step"] < 450
 
     resumed = subprocess.run([sys.executable, ROOT / "gpt.py", *map(str, settings), "--resume"], cwd=tmp_path,
                              capture_output=True, text=True)
