@@ -108,7 +108,8 @@ def download(url, path, sha256, timeout=5.0):
 
     timeout: seconds, for the connection and for each wait for more bytes.
     """
-    digest = hashlib.sha256()                   # and replacing, in appendix B, keeps only a whole file
+    digest = hashlib.sha256()
+    # replacing, in appendix B, moves the file into its place only if no error comes up.
     with replacing(path) as file, requests.get(url, stream=True, timeout=timeout) as response:
         response.raise_for_status()
         for chunk in response.iter_content(chunk_size=65536):
@@ -369,7 +370,8 @@ class CausalSelfAttention(nn.Module):
             q, k = rotate(q, angles), rotate(k, angles)
         if cache is not None:                           # each layer has its own entry
             if self not in cache:                       # room for the keys and values of a full context
-                cache[self] = [k.new_empty(B, nh, self.block_size, hs) for _ in "kv"]
+                room = (B, nh, self.block_size, hs)
+                cache[self] = k.new_empty(room), v.new_empty(room)
             past, (all_k, all_v) = cache["length"], cache[self]
             all_k[:, :, past:past + T], all_v[:, :, past:past + T] = k, v
             k, v = all_k[:, :, :past + T], all_v[:, :, :past + T]   # two of (B, nh, past+T, hs)
@@ -753,9 +755,10 @@ def run(name, text, config, device="cpu", resume=False):
           f"ln({config.vocab_size}) = {math.log(config.vocab_size):.2f}")
 
     heading("7. Training")
+    text_sha256 = sha256_of(text)
 
     def save(state):
-        save_checkpoint(checkpoint, config, tokenizer, {"text_sha256": sha256_of(text), **state})
+        save_checkpoint(checkpoint, config, tokenizer, {"text_sha256": text_sha256, **state})
         save_log(log, state["history"])
 
     if saved:
