@@ -674,9 +674,12 @@ MOST = 36                                                     # cells that fit i
 def show_model(path, prompt):
     """Each head of each layer of the model at `path`, as it reads `prompt`.
 
-    Raises ValueError for a prompt that the model cannot read, or of less than 2 characters.
+    Raises ValueError for a prompt that the model cannot read, or of less than 2 characters, and
+    for a model whose tokens are not characters.
     """
     model, tokenizer = load_checkpoint(path)
+    if model.config.tokenizer != "char":
+        raise ValueError(f"{path} reads pieces of words; the pictures are of models that read characters")
     if len(prompt) < 2:
         raise ValueError(f"the prompt must have at least 2 characters, not {len(prompt)}: the "
                          f"first has only itself to look at")
@@ -705,10 +708,10 @@ def show_model(path, prompt):
 def run(text, quick=False):
     """Chapters 1 to 9 in order; quick leaves out chapter 9."""
     config = Config(**TINY)
-    check_length(text, config)
     tokenizer = build_char_tokenizer(text)
-    config = replace(config, vocab_size=tokenizer.vocab_size)
     train_data, val_data = split(torch.tensor(tokenizer.encode(text)))
+    check_length(train_data, val_data, config)
+    config = replace(config, vocab_size=tokenizer.vocab_size)
     for title, chapter in (("1. Tensors", tensor_moves),
                            ("2. An example", show_example),
                            ("3. Version 1: a loop", show_version_1),

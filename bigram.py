@@ -18,8 +18,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gpt import (DATA, Config, Parser, bigram_from_counts, build_char_tokenizer, check_length,
-                 count_parameters, evaluate, heading, load_text, print_results, run_cleanly, split,
-                 train_bigram, write_sample)
+                 count_parameters, evaluate, first_prompt, heading, load_text, print_results,
+                 run_cleanly, split, train_bigram, write_sample)
 
 import torch                        # after gpt, which silences a remark of torch about NumPy
 import torch.nn.functional as F
@@ -47,12 +47,11 @@ def surest_guesses(table, counts, least):
 
 def run(name, text, often=1000):
     """Count, train and compare. Characters that occur `often` are those that are compared."""
-    check_length(text, Config())
-    heading("1. Text")
     tokenizer = build_char_tokenizer(text)
+    train_data, val_data = split(torch.tensor(tokenizer.encode(text)))      # (N,) -> two of (N,)
+    check_length(train_data, val_data, Config())
     config = replace(Config(), vocab_size=tokenizer.vocab_size)
-    tokens = torch.tensor(tokenizer.encode(text))                   # (N,)
-    train_data, val_data = split(tokens)
+    heading("1. Text")
     print(f"{name}: {len(text):,} characters, {tokenizer.vocab_size} of them different.")
     print(f"{len(train_data):,} tokens to train on, {len(val_data):,} to validate with.")
 
@@ -82,7 +81,7 @@ def run(name, text, often=1000):
               f"{probability:>7.1%}    {by_training[token, follower]:>7.1%}")
 
     heading("5. Writing")
-    print(write_sample(trained, tokenizer, config.seed, DATA / f"{name}-bigram.txt"))
+    print(write_sample(trained, tokenizer, first_prompt(tokenizer), config.seed, DATA / f"{name}-bigram.txt"))
 
     heading("6. The run")
     print_results([

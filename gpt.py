@@ -14,10 +14,12 @@ the model writes. Everything below serves to make the probabilities good, and to
     7  Training     from examples to better weights
     8  Writing      from probabilities to text
     9  The run      what `python gpt.py` does with all this
-  A-D  Appendix     plumbing that a reader may skip: checks, files, the terminal, the command line
+  A-G  Appendix     what a reader may skip: checks, files, the terminal, pieces of words as tokens,
+                    demos that check themselves, sizes, the command line
 
     python gpt.py                               run the story, two minutes on a laptop without a GPU
     python gpt.py --text my.txt                 the same with your own text
+    python gpt.py hello                         a demo, in seconds; also count, random and coder
     python gpt.py sample --prompt "ROMEO:"      let the trained model write
     python gpt.py --help                        all options
 
@@ -38,19 +40,26 @@ You need to know Python, and that a matrix product is many dot products at once.
 # learns in about two minutes on two processor cores.
 
 import argparse
+import ast
+import copy
 import csv
 import hashlib
 import io
 import math
 import os
+import random
+import re
 import signal
 import sys
 import textwrap
 import time
 import warnings
+from collections import Counter, defaultdict
+from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
-from itertools import zip_longest
+from functools import partial
+from itertools import groupby, pairwise, takewhile, zip_longest
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -67,7 +76,8 @@ class Config:
     """The settings of a model and of its training. Raises ValueError for one that cannot work."""
 
     # The model
-    vocab_size: int = 65            # V, different tokens; a run takes it from its text
+    tokenizer: str = "char"         # what a token is: char, a character, or bpe, a piece of a word
+    vocab_size: int = 65            # V, different tokens; for characters, the text decides
     block_size: int = 64            # the context: the most tokens that the model can look at
     n_layer: int = 3                # blocks, one on top of the other
     n_head: int = 4                 # nh, attention heads in each block
@@ -142,6 +152,7 @@ def load_manual():
 # %% 2. Tokens
 # A network calculates with numbers. So the text is cut into tokens, and each different token gets
 # a number of its own. Here a token is one character: nothing is simpler, and the vocabulary is small.
+# (Large models cut text into pieces of words. Appendix D does that; nothing else has to change.)
 
 
 class CharTokenizer:
@@ -197,10 +208,10 @@ def build_char_tokenizer(text):
 # learned the language or has memorized the text.
 
 
-def split(tokens):
-    """Cut tokens (N,) in two: the first 90% to train on, the rest to validate with."""
-    n = int(0.9 * len(tokens))
-    return tokens[:n], tokens[n:]
+def split(text):
+    """Cut a text, or its tokens (N,), in two: 90% to train on, the rest to validate with."""
+    n = int(0.9 * len(text))
+    return text[:n], text[n:]
 
 
 def get_batch(data, step, config):
@@ -702,12 +713,22 @@ BIGRAM_TRAINING = {"block_size": 1, "batch_size": 2048, "max_steps": 500, "eval_
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 500, 0.8
 
 
-def run(name, text, config, device="cpu", resume=False):
-    """Train a bigram and a GPT on `text` and compare them. Leaves data/NAME.pt, .csv and samples.
+def run(name, train_text, val_text, config, *, prompt=None, check=None, device="cpu", resume=False):
+    """Train a bigram and a GPT on a text and compare them. Leaves data/NAME.pt, .csv and samples.
 
-    Raises ValueError for a text that is too short, and for a checkpoint that cannot be resumed.
+    prompt      what the samples begin with; a new line, if nothing is said
+    check       looks at what the model does at the end, as the checks of the demos in appendix E do
+
+    Returns whether the check held, True without one. Raises ValueError for a text that is too short,
+    and for a checkpoint that cannot be resumed.
     """
-    check_length(text, config)
+    text = train_text + val_text
+    tokenizer = (build_char_tokenizer(text) if config.tokenizer == "char" else
+                 build_bpe_tokenizer(train_text, config.vocab_size))
+    train_data = torch.tensor(tokenizer.encode(train_text), device=device)
+    val_data = torch.tensor(tokenizer.encode(val_text), device=device)
+    check_length(train_data, val_data, config)
+    config = replace(config, vocab_size=tokenizer.vocab_size)
     checkpoint, log = DATA / f"{name}.pt", DATA / f"{name}.csv"
     saved = read_checkpoint_to_resume(checkpoint, config, text) if resume else None
 
@@ -716,19 +737,14 @@ def run(name, text, config, device="cpu", resume=False):
     print(textwrap.indent(text[:150].rpartition("\n")[0] or text[:70], "    "))
 
     heading("2. Tokens")
-    tokenizer = build_char_tokenizer(text)
-    config = replace(config, vocab_size=tokenizer.vocab_size)
-    print(f"{tokenizer.vocab_size} different characters, each a token:\n")
-    print(textwrap.indent(textwrap.fill(repr(tokenizer.characters), 70), "    "))
-    print(f"\nencode({text[:5]!r}) = {tokenizer.encode(text[:5])}")
+    show_tokenizer(tokenizer, train_text)
 
     heading("3. Batches")
-    tokens = torch.tensor(tokenizer.encode(text), device=device)
-    train_data, val_data = split(tokens)
     print(f"{len(train_data):,} tokens to train on, {len(val_data):,} to validate with.")
     print(f"One piece of {config.block_size} tokens is {config.block_size} examples. They begin:\n")
     for t in range(1, min(8, config.block_size) + 1):
-        print(f"    after {text[:t]!r:<14} comes {text[t]!r}")
+        before, next_token = train_data[:t].tolist(), train_data[t:t + 1].tolist()
+        print(f"    after {tokenizer.decode(before)!r:<14} comes {tokenizer.decode(next_token)!r}")
 
     heading("4. Bigram")
     bigram, bigram_seconds = train_bigram(train_data, val_data, config)
@@ -771,8 +787,9 @@ def run(name, text, config, device="cpu", resume=False):
     model.load_state_dict(recorder.best_weights())
 
     heading("8. Writing")
-    samples = [write_sample(bigram, tokenizer, config.seed, DATA / f"{name}-bigram.txt"),
-               write_sample(model, tokenizer, config.seed, DATA / f"{name}-gpt.txt")]
+    prompt = prompt or first_prompt(tokenizer)
+    samples = [write_sample(bigram, tokenizer, prompt, config.seed, DATA / f"{name}-bigram.txt"),
+               write_sample(model, tokenizer, prompt, config.seed, DATA / f"{name}-gpt.txt")]
     side_by_side(("bigram", "GPT"), samples)
 
     heading("9. The run")
@@ -780,9 +797,10 @@ def run(name, text, config, device="cpu", resume=False):
         ("uniform", 0, math.log(config.vocab_size), None),
         ("bigram", count_parameters(bigram), evaluate(bigram, val_data), bigram_seconds),
         ("GPT", count_parameters(model), evaluate(model, val_data), recorder.seconds),
-    ])
+    ], tokens_per_character=len(val_data) / len(val_text))
     print(f"\nSaved in {DATA}: {name}.pt, the checkpoint; {name}.csv, the losses;\n"
           f"{name}-bigram.txt and {name}-gpt.txt, the samples.")
+    return show_check(check(model, bigram, tokenizer, val_text)) if check else True
 
 
 def train_bigram(train_data, val_data, config):
@@ -795,16 +813,24 @@ def train_bigram(train_data, val_data, config):
 
 def first_prompt(tokenizer):
     """What a text begins with when nothing is said: a new line, if the vocabulary has it."""
-    return "\n" if "\n" in tokenizer.ids else tokenizer.characters[0]
+    try:
+        return tokenizer.decode(tokenizer.encode("\n"))
+    except ValueError:
+        return tokenizer.decode([0])
 
 
-def write_sample(model, tokenizer, seed, path):
-    """A text by `model`, which is also left in the file `path`."""
+def continue_text(model, tokenizer, prompt, max_new_tokens, seed=0, **dials):
+    """`prompt` and what `model` writes after it, a str. The dials are those of generate."""
     device = next(model.parameters()).device
-    idx = torch.tensor([tokenizer.encode(first_prompt(tokenizer))], device=device)      # (1, 1)
+    idx = torch.tensor([tokenizer.encode(prompt)], device=device)               # (1, T)
     generator = torch.Generator(device).manual_seed(seed)
-    written = generate(model, idx, SAMPLE_TOKENS, temperature=SAMPLE_TEMPERATURE, generator=generator)
-    sample = tokenizer.decode(written[0].tolist())
+    written = generate(model, idx, max_new_tokens, generator=generator, **dials)
+    return tokenizer.decode(written[0].tolist())
+
+
+def write_sample(model, tokenizer, prompt, seed, path):
+    """A text by `model`, which is also left in the file `path`."""
+    sample = continue_text(model, tokenizer, prompt, SAMPLE_TOKENS, seed, temperature=SAMPLE_TEMPERATURE)
     with replacing(path) as file:
         file.write(sample.encode())
     return sample
@@ -835,6 +861,10 @@ def check_config(config):
     for name in ("learning_rate", "grad_clip"):
         if not 0 < getattr(config, name) < math.inf:
             raise ValueError(f"{name} must be above 0 and finite, not {getattr(config, name)}")
+    if config.tokenizer not in ("char", "bpe"):
+        raise ValueError(f"tokenizer must be char or bpe, not {config.tokenizer!r}")
+    if config.tokenizer == "bpe":
+        check_range("vocab_size, for bpe,", config.vocab_size, 257)
     if config.position not in ("learned", "sinusoidal", "rotary"):
         raise ValueError(f"position must be learned, sinusoidal or rotary, not {config.position!r}")
     if config.n_embd % config.n_head != 0:
@@ -846,12 +876,11 @@ def check_config(config):
         raise ValueError(f"{name} must be even for {config.position} positions, not {width}")
 
 
-def check_length(text, config):
+def check_length(train_data, val_data, config):
     """A text must fill at least one context, and leave something to validate with."""
-    least = max(20, math.ceil((config.block_size + 1) / 0.9))
-    if len(text) < least:
-        raise ValueError(f"the text has {len(text)} characters; with block_size={config.block_size} "
-                         f"it must have at least {least}")
+    if len(train_data) <= config.block_size or len(val_data) < 2:
+        raise ValueError(f"the text has {len(train_data)} tokens to train on and {len(val_data)} to "
+                         f"validate with; block_size={config.block_size} needs {config.block_size + 1} and 2")
 
 
 def check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p):
@@ -1005,13 +1034,13 @@ def save_log(path, history):
         file.write(lines.getvalue().encode())
 
 
-CHECKPOINT_FORMAT = "gpt.py checkpoint 1"
+CHECKPOINT_FORMAT = "gpt.py checkpoint 2"
 
 
 def save_checkpoint(path, config, tokenizer, state):
     """Write what it takes to write with the model, and to go on with its training."""
-    checkpoint = {"format": CHECKPOINT_FORMAT, "config": asdict(config),
-                  "characters": tokenizer.characters, **state}
+    vocabulary = tokenizer.characters if config.tokenizer == "char" else tokenizer.merges
+    checkpoint = {"format": CHECKPOINT_FORMAT, "config": asdict(config), "vocabulary": vocabulary, **state}
     with replacing(path) as file:
         torch.save(checkpoint, file)
 
@@ -1041,7 +1070,7 @@ def load_checkpoint(path):
     try:
         model = GPT(Config(**checkpoint["config"]))
         model.load_state_dict(checkpoint[checkpoint["write_with"]])
-        tokenizer = CharTokenizer(checkpoint["characters"])
+        tokenizer = TOKENIZERS[model.config.tokenizer](checkpoint["vocabulary"])
     except Exception as error:
         raise ValueError(f"{path} is not a whole checkpoint of this gpt.py") from error
     return model.eval(), tokenizer
@@ -1060,7 +1089,7 @@ def read_checkpoint_to_resume(path, config, text):
     checkpoint = read_checkpoint(path)
     for name, value in asdict(config).items():
         saved = checkpoint["config"][name]
-        if name not in ("vocab_size", "max_steps", "eval_interval") and value != saved:
+        if name not in ("max_steps", "eval_interval") and value != saved:
             raise ValueError(f"{path} was trained with {name}={saved}, not {value}: cannot resume")
     if checkpoint["text_sha256"] != sha256_of(text):
         raise ValueError(f"{path} was trained on another text: cannot resume")
@@ -1085,15 +1114,405 @@ def side_by_side(titles, texts, width=38):
         print(f"{left:<{width}} | {right}".rstrip())
 
 
-def print_results(rows):
-    """Print a table from rows of (model, parameters, validation loss, seconds or None)."""
+def print_results(rows, tokens_per_character=1.0):
+    """Print a table from rows of (model, parameters, loss in nats per token, seconds or None)."""
     print(f"{'model':<16}  parameters  val loss  bits/char  perplexity  training time")
     for model, parameters, loss, seconds in rows:
-        print(f"{model:<16}  {parameters:>10,}  {loss:>8.4f}  {loss / math.log(2):>9.4f}  "
+        bits = loss / math.log(2) * tokens_per_character
+        print(f"{model:<16}  {parameters:>10,}  {loss:>8.4f}  {bits:>9.4f}  "
               f"{math.exp(loss):>10.2f}  {'-' if seconds is None else f'{seconds:.1f} s':>13}")
 
 
-# %% Appendix D. The command line
+def show_tokenizer(tokenizer, text):
+    """Print how a tokenizer cuts a text."""
+    if isinstance(tokenizer, CharTokenizer):
+        print(f"{tokenizer.vocab_size} different characters, each a token:\n")
+        print(textwrap.indent(textwrap.fill(repr(tokenizer.characters), 70), "    "))
+        print(f"\nencode({text[:5]!r}) = {tokenizer.encode(text[:5])}")
+        return
+    print(f"{tokenizer.vocab_size:,} tokens: the 256 bytes, and {len(tokenizer.merges):,} that were made by "
+          f"joining two.\nThe first that were made, and so the most frequent pairs:\n")
+    for i, (left, right) in enumerate(tokenizer.merges[:8], start=256):
+        print(f"    {i}  {tokenizer.decode([left])!r:<6} + {tokenizer.decode([right])!r:<6} "
+              f"= {tokenizer.decode([i])!r}")
+    line = max((line for line in text[:5000].splitlines() if len(line) < 38), key=len, default=text[:38])
+    pieces = "|".join(tokenizer.decode([i]) for i in tokenizer.encode(line))
+    print(f"\nA line of the text, and its tokens:\n\n    {line}\n    {pieces}")
+    print(f"\n{len(text.encode()) / len(tokenizer.encode(text)):.2f} bytes per token")
+
+
+def show_check(findings):
+    """Print findings, pairs of (whether it held, what was checked); return whether all of them held."""
+    heading("The check")
+    for held, what in findings:
+        print(textwrap.fill(f"{'held' if held else 'FAILED'}: {what}", 79, subsequent_indent="    "))
+    return all(held for held, _ in findings)
+
+
+# %% Appendix D. Pieces of words
+# Characters are small steps: a context of 64 of them is a dozen words. Byte-pair encoding makes larger
+# tokens (Sennrich et al. 2016; on bytes, as here, in GPT-2). It starts from the 256 bytes, of which
+# every text consists, so no text holds an unknown token. It joins the two neighbours that come together
+# most often to a new token; and again, until there are as many tokens as we wish. The text is cut into
+# words first, each with the space before it. No token reaches across words, and the work is done only
+# once for all places where a word occurs.
+
+WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
+
+
+def join_pair(ids, pair, new_id):
+    """The list `ids` with each occurrence of `pair` replaced.
+
+    >>> join_pair([1, 2, 3, 1, 2], pair=(1, 2), new_id=9)
+    [9, 3, 9]
+    """
+    joined = []
+    for i in ids:
+        if joined and (joined[-1], i) == pair:
+            joined[-1] = new_id
+        else:
+            joined.append(i)
+    return joined
+
+
+class BPETokenizer:
+    """Turns text into a list of integers, one for each piece of a word, and back.
+
+    merges: the pairs of ids that are joined, in their order; the first becomes the id 256.
+
+    >>> tokenizer = BPETokenizer([(104, 101), (108, 108), (256, 257)])      # h+e, l+l, he+ll
+    >>> tokenizer.encode("hello")
+    [258, 111]
+    >>> tokenizer.decode([258, 111])
+    'hello'
+    """
+
+    def __init__(self, merges):
+        self.merges = merges
+        self.bytes = [bytes([i]) for i in range(256)]
+        for left, right in merges:
+            self.bytes.append(self.bytes[left] + self.bytes[right])
+        self.vocab_size = len(self.bytes)
+        self.ids = {pair: i for i, pair in enumerate(merges, start=256)}
+        self.known = {}                     # the ids of each word that has been encoded before
+
+    def encode(self, text):
+        """str -> list of int. Any text can be encoded."""
+        return [i for word in WORD.findall(text) for i in self.encode_word(word)]
+
+    def encode_word(self, word):
+        """Join pairs in the order in which they were found."""
+        if word not in self.known:
+            ids = list(word.encode())
+            while pairs := [pair for pair in pairwise(ids) if pair in self.ids]:
+                first = min(pairs, key=self.ids.get)
+                ids = join_pair(ids, first, self.ids[first])
+            self.known[word] = ids
+        return self.known[word]
+
+    def decode(self, ids):
+        """list of int -> str; bytes that are no UTF-8 become U+FFFD. ValueError for an unknown id."""
+        for i in ids:
+            if not 0 <= i < self.vocab_size:
+                raise ValueError(f"the id {i} is not in the vocabulary: ids go from 0 to "
+                                 f"{self.vocab_size - 1}")
+        return b"".join(self.bytes[i] for i in ids).decode(errors="replace")
+
+
+def build_bpe_tokenizer(text, vocab_size):
+    """A BPETokenizer of the pairs that are most frequent in `text`.
+
+    Raises ValueError if the text has too few pairs that occur twice.
+
+    >>> build_bpe_tokenizer("aaabdaaabac", vocab_size=259).encode("aaabdaaabac")
+    [258, 100, 258, 97, 99]
+    """
+    words = Counter(WORD.findall(text))
+    ids = {word: list(word.encode()) for word in words}
+    counts = Counter()                      # how often does each pair occur in the text?
+    places = defaultdict(set)               # in which words?
+
+    def count(word, sign):
+        for pair in pairwise(ids[word]):
+            counts[pair] += sign * words[word]
+            places[pair].add(word)
+
+    for word in words:
+        count(word, 1)
+    merges = []
+    for new_id in range(256, vocab_size):
+        pair = max(counts, key=lambda pair: (counts[pair], -pair[0], -pair[1]), default=None)
+        if pair is None or counts[pair] < 2:
+            raise ValueError(f"the text is too short for vocab_size={vocab_size}; its pairs of tokens "
+                             f"make {new_id} at most")
+        for word in places.pop(pair):       # only these words change, and with them a few counts
+            count(word, -1)
+            ids[word] = join_pair(ids[word], pair, new_id)
+            count(word, 1)
+        places.pop(pair, None)
+        merges.append(pair)
+    return BPETokenizer(merges)
+
+
+TOKENIZERS = {"char": CharTokenizer, "bpe": BPETokenizer}
+
+
+# %% Appendix E. The demos
+# Small runs that check themselves. Each is a text, a Config, a prompt, and a check of what the model
+# does in the end: a list of findings, pairs of (whether it held, what was checked).
+
+
+@dataclass
+class Demo:
+    """What `python gpt.py NAME` runs."""
+
+    about: str                      # one line for --help
+    texts: Callable                 # () -> (text to train on, text to validate with)
+    config: Config
+    prompt: str
+    check: Callable                 # (model, bigram, tokenizer, val_text) -> findings
+
+
+def pattern_demo(about, pattern, config):
+    """A text that repeats `pattern`, whose next character is certain after any two."""
+    return Demo(about, lambda: split(500 * pattern), config, pattern[:2], partial(check_pattern, pattern))
+
+
+def check_pattern(pattern, model, bigram, tokenizer, val_text):
+    """Does the model go on with the pattern from everywhere, 20 times over, when it is greedy?"""
+    right = total = 0
+    for start in range(len(pattern)):
+        true = (22 * pattern)[start:start + 2 + 20 * len(pattern)]
+        written = continue_text(model, tokenizer, true[:2], len(true) - 2, temperature=0)
+        right += sum(map(str.__eq__, written[2:], true[2:]))
+        total += len(true) - 2
+    return [(right == total, f"from each of the {len(pattern)} places in {pattern!r}, greedy writing goes "
+                             f"on with it: {right:,} of {total:,} characters are right, "
+                             f"{math.floor(100 * right / total)}%")]
+
+
+def random_texts():
+    """100,000 characters, each drawn from the same 100. There is nothing in them to be learned."""
+    characters = "".join(map(chr, [*range(33, 127), *range(192, 198)]))
+    return split("".join(random.Random(1337).choices(characters, k=100_000)))
+
+
+def check_architecture(model, bigram, tokenizer, val_text):
+    """What must be true of any GPT, whatever it has learned, and what training must do."""
+    V, config = model.vocab_size, model.config
+    data = torch.tensor(tokenizer.encode(val_text), device=next(model.parameters()).device)
+    x, y = get_batch(data, 0, config)
+    with eval_mode(model), torch.no_grad():
+        logits, _ = model(x)
+        later = x.clone()
+        later[:, config.block_size // 2:] += 1
+        changed = (model(later % V)[0] != logits).any(dim=-1).any(dim=0)    # (B, T, V) -> (T,)
+    learner = copy.deepcopy(model).train()
+    learner(x, y)[1].backward()
+    reached = [p.grad is not None and bool(p.grad.any()) for p in learner.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-2)
+    for _ in range(200):
+        _, loss = learner(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    fresh, nothing = evaluate(model, data), math.log(V)
+    return [
+        (logits.shape == (*x.shape, V),
+         f"shapes: tokens {tuple(x.shape)} become logits {tuple(logits.shape)}"),
+        (changed.tolist() == [t >= config.block_size // 2 for t in range(config.block_size)],
+         "causality: other tokens in the later half change the logits there, and none before"),
+        (all(reached), f"gradients: they reach {sum(reached)} of {len(reached)} tensors of weights"),
+        (loss < 0.05, f"learning: in 200 steps the loss on one fixed batch falls to {loss:.4f}"),
+        (abs(fresh - nothing) < 0.1, f"honesty: on fresh random tokens the loss stays at {fresh:.2f}; "
+                                     f"ln({V}) = {nothing:.2f}, and there is nothing to learn")]
+
+
+# Python's own standard library is the text of the last demo: a fixed choice of modules that people
+# wrote by hand, without tests and without tables that a program made. Every tenth file is held out.
+
+PYTHON_FILES = """
+    argparse.py ast.py asyncio/*.py base64.py bdb.py calendar.py cmd.py code.py codecs.py
+    collections/*.py compileall.py concurrent/futures/*.py configparser.py contextlib.py copy.py
+    csv.py ctypes/*.py curses/*.py dataclasses.py datetime.py dbm/*.py difflib.py dis.py doctest.py
+    email/*.py enum.py filecmp.py fileinput.py fractions.py ftplib.py functools.py getopt.py
+    gettext.py glob.py graphlib.py gzip.py hashlib.py heapq.py hmac.py html/parser.py http/*.py
+    imaplib.py importlib/*.py inspect.py ipaddress.py json/*.py linecache.py logging/*.py lzma.py
+    mailbox.py mimetypes.py modulefinder.py multiprocessing/*.py netrc.py ntpath.py numbers.py
+    operator.py optparse.py os.py pdb.py pickle.py pickletools.py pkgutil.py platform.py plistlib.py
+    poplib.py posixpath.py pprint.py profile.py pstats.py pyclbr.py queue.py random.py reprlib.py
+    runpy.py sched.py selectors.py shelve.py shlex.py shutil.py smtplib.py socket.py socketserver.py
+    sqlite3/*.py ssl.py statistics.py string.py subprocess.py symtable.py tarfile.py tempfile.py
+    textwrap.py threading.py timeit.py tkinter/*.py tokenize.py trace.py traceback.py tracemalloc.py
+    types.py typing.py unittest/*.py urllib/*.py uuid.py venv/*.py warnings.py wave.py weakref.py
+    webbrowser.py wsgiref/*.py xml/*/*.py xmlrpc/*.py zipapp.py zoneinfo/*.py
+"""
+
+
+def python_texts():
+    """The standard library of the Python that runs this: (nine files in ten, the others)."""
+    folder = Path(os.__file__).parent
+    files = sorted(path for pattern in PYTHON_FILES.split() for path in folder.glob(pattern))
+    if len(files) < 10:
+        raise FileNotFoundError(f"this Python has no standard library as .py files in {folder}")
+    texts = [path.read_text(encoding="utf-8") for path in files]
+    return "".join(text for i, text in enumerate(texts) if i % 10 != 5), "".join(texts[5::10])
+
+
+def first_function(text):
+    """The function with which `text` begins, up to its end, or else to the last whole line.
+
+    >>> first_function("  def f(x):\\n    return x\\n  y = 1\\n  z = ")
+    'def f(x):\\n  return x\\n'
+    """
+    header, *lines = text.split("\n")[:-1] or [""]
+    indent = len(header) - len(header.lstrip())
+    body = takewhile(lambda line: not line.strip() or line[:indent + 1].isspace(), lines)
+    return textwrap.dedent("\n".join([header, *body]) + "\n").rstrip() + "\n"
+
+
+def is_function(code):
+    """Is `code` one whole function in correct Python?"""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")             # of backslashes that Python finds odd
+            body = ast.parse(code).body
+    except (SyntaxError, ValueError):
+        return False
+    return len(body) == 1 and isinstance(body[0], ast.FunctionDef)
+
+
+def complete_functions(model, tokenizer, headers):
+    """What `model` makes of the first lines of functions: a list of the functions, greedily written."""
+    device = next(model.parameters()).device
+    functions = []
+    prompts = [tokenizer.encode("\n" + header) for header in headers]  # in a file, a line is before them
+    for _, group in groupby(sorted(prompts, key=len), key=len):         # those of one length side by side
+        idx = torch.tensor(list(group), device=device)                  # (B, T)
+        for row in generate(model, idx, 256, temperature=0).tolist():   # (B, T + 256)
+            functions.append(first_function(tokenizer.decode(row)[1:]))
+    return functions
+
+
+def check_python(model, bigram, tokenizer, val_text):
+    """How many of 200 functions, whose first lines are from files held out, does Python accept?"""
+    for prompt in ("def forward(self, x):", "import "):
+        print("\n" + "\n".join(continue_text(model, tokenizer, prompt, 60, temperature=0).split("\n")[:-1]))
+    headers = re.findall(r"^ *def \w+\(.*\).*:(?=\n)", val_text, flags=re.MULTILINE)
+    headers = headers[::max(1, len(headers) // 200)][:200]
+    shares = [sum(map(is_function, complete_functions(writer, tokenizer, headers))) / len(headers)
+              for writer in (model, bigram)]
+    data = torch.tensor(tokenizer.encode(val_text), device=next(model.parameters()).device)
+    bits = [evaluate(writer, data) / math.log(2) * len(data) / len(val_text.encode())
+            for writer in (model, bigram)]
+    return [
+        (bits[0] < bits[1], f"held-out files cost {bits[0]:.3f} bits per byte, the bigram {bits[1]:.3f}"),
+        (shares[0] >= 0.5, f"of {len(headers)} functions from held-out files, given the first line, Python "
+                           f"accepts {shares[0]:.1%} as the GPT completes them, {shares[1]:.1%} as the "
+                           f"bigram does; half of the GPT's are asked for")]
+
+
+DEMOS = {
+    "hello": pattern_demo(
+        "a phrase, again and again: it goes on with it from anywhere", "hello world\n",
+        Config(block_size=16, n_layer=2, n_head=2, n_embd=32, max_steps=200, warmup_steps=20,
+               eval_interval=50)),
+    "count": pattern_demo(
+        "0 1 2 ... 9 0 1 ..., with about 5,000 weights", "0 1 2 3 4 5 6 7 8 9 ",
+        Config(block_size=64, n_layer=1, n_head=2, n_embd=16, max_steps=300, warmup_steps=30,
+               eval_interval=50, learning_rate=1e-2)),
+    "random": Demo(
+        "random tokens: is the architecture sound?", random_texts,
+        Config(block_size=16, n_layer=2, n_head=4, n_embd=32, max_steps=200, warmup_steps=20,
+               eval_interval=50),
+        "!", check_architecture),
+    "coder": Demo(
+        "Python's standard library, in pieces of words: it completes functions; minutes", python_texts,
+        Config(tokenizer="bpe", vocab_size=1024, block_size=128, batch_size=8, max_steps=5000,
+               position="rotary"),
+        "def ", check_python),
+}
+
+
+# %% Appendix F. Sizes
+# What does a model cost? All of this follows from its Config, before anything is built.
+
+SIZES = {
+    "5k": {"vocab_size": 11, "block_size": 64, "n_layer": 1, "n_head": 2, "n_embd": 16},   # as in count
+    "default": {},
+    "7M": {"block_size": 256, "n_layer": 4, "n_head": 6, "n_embd": 384, "learning_rate": 1.3e-3},
+    "11M": {"block_size": 256, "n_layer": 6, "n_head": 6, "n_embd": 384, "learning_rate": 1.3e-3},
+    "25M": {"block_size": 512, "n_layer": 8, "n_head": 8, "n_embd": 512, "learning_rate": 1e-3},
+    "100M": {"block_size": 1024, "n_layer": 14, "n_head": 12, "n_embd": 768, "learning_rate": 6e-4},
+    "124M": {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768,   # GPT-2
+             "learning_rate": 6e-4, "tie_weights": True},
+}
+
+
+def parameters_of(config):
+    """How many weights GPT(config) trains."""
+    C, bias = config.n_embd, int(config.bias)
+    norm = C + bias * C
+    block = 12 * C * C + 9 * C * bias + 2 * norm        # 3 C^2 in qkv, 1 in proj, 8 in feed_forward
+    tables = config.vocab_size * C * (1 if config.tie_weights else 2)
+    positions = config.block_size * C if config.position == "learned" else 0
+    return tables + positions + config.n_layer * block + norm
+
+
+def activation_bytes(config):
+    """What a training step keeps of its batch for the backward pass: float32, learned positions, no dropout.
+
+    Of each token, a block keeps 16 C numbers: what enters and leaves each of its parts (1 + 1 for
+    each LayerNorm, 3 for qkv, 1 for what the heads found, 4 + 4 around GELU; 1 is shared), and a few more.
+    """
+    C = config.n_embd
+    block = 16 * C + config.n_head + 4
+    of_a_token = config.n_layer * block + 2 * C + config.vocab_size + 6
+    return 4 * config.batch_size * config.block_size * of_a_token
+
+
+def training_flops(config):
+    """(multiplications and additions to train on one token, the part of them that attends).
+
+    A matrix of n weights takes 2 n forward and 4 n backward. Scores and weighted means take, forward,
+    2 T C each; the future is masked but is counted, as is usual.
+    """
+    matrices = config.n_layer * 12 * config.n_embd ** 2 + config.vocab_size * config.n_embd
+    attending = config.n_layer * 12 * config.n_embd * config.block_size
+    return 6 * matrices + attending, attending
+
+
+def sizes_command(arguments):
+    """`python gpt.py sizes`: what the named sizes cost."""
+
+    def short(number):
+        return f"{number:,.0f}" if number >= 100 else f"{number:.3g}"
+
+    Parser("gpt.py sizes", description="Show what models of the named sizes cost.").parse_args(arguments)
+    configs = {name: Config(**size) for name, size in SIZES.items()}
+    print("size     layers  heads  width  context   vocab   parameters  MFLOP/token")
+    for name, config in configs.items():
+        flops, _ = training_flops(config)
+        print(f"{name:<8} {config.n_layer:>6}  {config.n_head:>5}  {config.n_embd:>5}  "
+              f"{config.block_size:>7}  {config.vocab_size:>6}  {parameters_of(config):>11,}  "
+              f"{short(flops / 1e6):>11}")
+    print("\nMemory for training, float32, in MB (of 1,000,000 bytes):\n")
+    print("size     weights  gradients   AdamW  activations of a batch")
+    for name, config in configs.items():
+        weights = 4 * parameters_of(config) / 1e6
+        print(f"{name:<8} {short(weights):>7}  {short(weights):>9}  {short(2 * weights):>6}  "
+              f"{short(activation_bytes(config) / 1e6):>11} "
+              f"({config.batch_size} x {config.block_size} tokens)")
+    contexts = (64, 128, 256, 512, 1024)
+    print("\nShare of attention (scores and weighted means) in the FLOPs, by context:\n")
+    print("size     " + "".join(f"{context:>8}" for context in contexts))
+    for name, config in configs.items():
+        costs = [training_flops(replace(config, block_size=context)) for context in contexts]
+        print(f"{name:<8} " + "".join(f"{attending / total:>8.1%}" for total, attending in costs))
+    print("\n--size NAME trains one. With characters as tokens, the text decides the vocabulary.")
+
+
+# %% Appendix G. The command line
 
 
 class Parser(argparse.ArgumentParser):
@@ -1104,26 +1523,48 @@ class Parser(argparse.ArgumentParser):
 
 
 def run_command(arguments):
-    """`python gpt.py`: the story, with any field of Config as an option."""
+    """`python gpt.py`: the story or a demo, with any field of Config as an option."""
     parser = Parser("gpt.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
+                    formatter_class=argparse.RawDescriptionHelpFormatter,
                     description="Train a bigram and a GPT on a text, and compare them.",
-                    epilog="To let the trained model write: gpt.py sample --help")
+                    epilog="demos:\n" + "\n".join(f"  {name:<8} {demo.about}" for name, demo in DEMOS.items())
+                           + "\n\nother commands:\n  sample   let a trained model write\n"
+                             "  sizes    what larger models cost")
+    parser.add_argument("demo", nargs="?", choices=DEMOS, default=None,
+                        help="a demo instead of the story; see below")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
+    parser.add_argument("--size", choices=SIZES, help="the model's settings; see gpt.py sizes")
     parser.add_argument("--device", help="cuda, mps or cpu; else the first that is there")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     for field in fields(Config):
         if field.type is bool:
             parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction,
                                 help=f"default {field.default}")
-        elif field.name != "vocab_size":            # which the text decides
+        else:
             parser.add_argument(f"--{field.name}", type=field.type, metavar=field.type.__name__,
                                 help=f"default {field.default}")
     options = vars(parser.parse_args(arguments))    # only those that were given
     device = choose_device(options.pop("device", None))
     path, resume = options.pop("text", None), options.pop("resume", False)
-    config = Config(**options)
+    name, size = options.pop("demo", None), SIZES.get(options.pop("size", None), {})
+    if name and path:
+        parser.error(f"{name} has a text of its own; leave out the name or --text")
+    base = DEMOS[name].config if name else Config()
+    settings = {**size, **options}
+    tokenizer = settings.get("tokenizer", base.tokenizer)
+    if tokenizer == "char" and "vocab_size" in options:
+        parser.error("--vocab_size is for --tokenizer bpe; how many characters there are, the text decides")
+    if tokenizer == "bpe" and "vocab_size" not in options:
+        settings["vocab_size"] = max(512, settings.get("vocab_size", base.vocab_size))
+    config = replace(base, **settings)
+    if name:
+        demo = DEMOS[name]
+        held = run(name, *demo.texts(), config, prompt=demo.prompt, check=demo.check, device=device,
+                   resume=resume)
+        return 0 if held else 1
     name, text = load_text(path)
-    run(name, text, config, device, resume)
+    run(name, *split(text), config, device=device, resume=resume)
+    return 0
 
 
 def sample_command(arguments):
@@ -1151,9 +1592,14 @@ def sample_command(arguments):
         check_range("seed", options.seed, 0)
         generator.manual_seed(options.seed)
     print(prompt, end="", flush=True)
+    waiting = []                        # one character may be several tokens, and reads \ufffd until it is whole
     for token in stream_tokens(model, idx, options.tokens, generator=generator, **dials):
-        print(tokenizer.decode(token[0].tolist()), end="", flush=True)
-    print()
+        waiting += token[0].tolist()
+        written = tokenizer.decode(waiting)
+        if len(waiting) == 4 or not written.endswith("\ufffd"):
+            print(written, end="", flush=True)
+            waiting = []
+    print(tokenizer.decode(waiting))
 
 
 def choose_device(name=None):
@@ -1182,9 +1628,9 @@ def load_text(path=None):
 
 
 def run_cleanly(program, command, arguments):
-    """Call command(arguments) and return the exit code; an expected error becomes one line."""
+    """Call command(arguments) and return its exit code; an expected error becomes one line."""
     try:
-        command(arguments)
+        return command(arguments) or 0
     except BrokenPipeError:             # the reader of our output has left, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError) as error:
@@ -1198,8 +1644,9 @@ def run_cleanly(program, command, arguments):
 def main(arguments=None):
     """Do what the command line says; return the exit code. In a notebook, call main([])."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    if arguments[:1] == ["sample"]:
-        return run_cleanly("gpt.py sample", sample_command, arguments[1:])
+    commands = {"sample": sample_command, "sizes": sizes_command}
+    if arguments and arguments[0] in commands:
+        return run_cleanly(f"gpt.py {arguments[0]}", commands[arguments[0]], arguments[1:])
     return run_cleanly("gpt.py", run_command, arguments)
 
 
