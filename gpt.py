@@ -879,8 +879,8 @@ def check_config(config):
 def check_length(train_data, val_data, config):
     """A text must fill at least one context, and leave something to validate with."""
     if len(train_data) <= config.block_size or len(val_data) < 2:
-        raise ValueError(f"the text has {len(train_data)} tokens to train on and {len(val_data)} to "
-                         f"validate with; block_size={config.block_size} needs {config.block_size + 1} and 2")
+        raise ValueError(f"the text has {len(train_data)} tokens to train on and {len(val_data)} to validate "
+                         f"with; block_size={config.block_size} needs {config.block_size + 1} and 2")
 
 
 def check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p):
@@ -1040,7 +1040,8 @@ CHECKPOINT_FORMAT = "gpt.py checkpoint 2"
 def save_checkpoint(path, config, tokenizer, state):
     """Write what it takes to write with the model, and to go on with its training."""
     vocabulary = tokenizer.characters if config.tokenizer == "char" else tokenizer.merges
-    checkpoint = {"format": CHECKPOINT_FORMAT, "config": asdict(config), "vocabulary": vocabulary, **state}
+    checkpoint = {"format": CHECKPOINT_FORMAT, "config": asdict(config), "vocabulary": vocabulary,
+                  **state}
     with replacing(path) as file:
         torch.save(checkpoint, file)
 
@@ -1130,8 +1131,8 @@ def show_tokenizer(tokenizer, text):
         print(textwrap.indent(textwrap.fill(repr(tokenizer.characters), 70), "    "))
         print(f"\nencode({text[:5]!r}) = {tokenizer.encode(text[:5])}")
         return
-    print(f"{tokenizer.vocab_size:,} tokens: the 256 bytes, and {len(tokenizer.merges):,} that were made by "
-          f"joining two.\nThe first that were made, and so the most frequent pairs:\n")
+    print(f"{tokenizer.vocab_size:,} tokens: the 256 bytes, and {len(tokenizer.merges):,} that were made "
+          f"by joining two.\nThe first that were made, and so the most frequent pairs:\n")
     for i, (left, right) in enumerate(tokenizer.merges[:8], start=256):
         print(f"    {i}  {tokenizer.decode([left])!r:<6} + {tokenizer.decode([right])!r:<6} "
               f"= {tokenizer.decode([i])!r}")
@@ -1406,7 +1407,8 @@ def check_python(model, bigram, tokenizer, val_text):
     bits = [evaluate(writer, data) / math.log(2) * len(data) / len(val_text.encode())
             for writer in (model, bigram)]
     return [
-        (bits[0] < bits[1], f"held-out files cost {bits[0]:.3f} bits per byte, the bigram {bits[1]:.3f}"),
+        (bits[0] < bits[1],
+         f"held-out files cost {bits[0]:.3f} bits per byte, and {bits[1]:.3f} with the bigram"),
         (shares[0] >= 0.5, f"of {len(headers)} functions from held-out files, given the first line, Python "
                            f"accepts {shares[0]:.1%} as the GPT completes them, {shares[1]:.1%} as the "
                            f"bigram does; half of the GPT's are asked for")]
@@ -1460,10 +1462,10 @@ def parameters_of(config):
 
 
 def activation_bytes(config):
-    """What a training step keeps of its batch for the backward pass: float32, learned positions, no dropout.
+    """What a step keeps of its batch for backward(), in float32, learned positions, no dropout.
 
-    Of each token, a block keeps 16 C numbers: what enters and leaves each of its parts (1 + 1 for
-    each LayerNorm, 3 for qkv, 1 for what the heads found, 4 + 4 around GELU; 1 is shared), and a few more.
+    Of each token, a block keeps 16 C numbers: 2 C for each LayerNorm (what goes in and comes out),
+    3 C queries, keys and values, 1 C that the heads found, 4 C on each side of GELU; and a few more.
     """
     C = config.n_embd
     block = 16 * C + config.n_head + 4
@@ -1509,7 +1511,7 @@ def sizes_command(arguments):
     for name, config in configs.items():
         costs = [training_flops(replace(config, block_size=context)) for context in contexts]
         print(f"{name:<8} " + "".join(f"{attending / total:>8.1%}" for total, attending in costs))
-    print("\n--size NAME trains one. With characters as tokens, the text decides the vocabulary.")
+    print("\n--size NAME trains one; of characters, the text decides the vocabulary.")
 
 
 # %% Appendix G. The command line
@@ -1530,8 +1532,7 @@ def run_command(arguments):
                     epilog="demos:\n" + "\n".join(f"  {name:<8} {demo.about}" for name, demo in DEMOS.items())
                            + "\n\nother commands:\n  sample   let a trained model write\n"
                              "  sizes    what larger models cost")
-    parser.add_argument("demo", nargs="?", choices=DEMOS, default=None,
-                        help="a demo instead of the story; see below")
+    parser.add_argument("demo", nargs="?", default=None, help="a demo instead of the story; see below")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
     parser.add_argument("--size", choices=SIZES, help="the model's settings; see gpt.py sizes")
     parser.add_argument("--device", help="cuda, mps or cpu; else the first that is there")
@@ -1547,13 +1548,15 @@ def run_command(arguments):
     device = choose_device(options.pop("device", None))
     path, resume = options.pop("text", None), options.pop("resume", False)
     name, size = options.pop("demo", None), SIZES.get(options.pop("size", None), {})
+    if name not in (None, *DEMOS):
+        parser.error(f"there is no demo {name!r}, only {', '.join(DEMOS)}")
     if name and path:
         parser.error(f"{name} has a text of its own; leave out the name or --text")
     base = DEMOS[name].config if name else Config()
     settings = {**size, **options}
     tokenizer = settings.get("tokenizer", base.tokenizer)
     if tokenizer == "char" and "vocab_size" in options:
-        parser.error("--vocab_size is for --tokenizer bpe; how many characters there are, the text decides")
+        parser.error("--vocab_size is for --tokenizer bpe; of characters, the text decides")
     if tokenizer == "bpe" and "vocab_size" not in options:
         settings["vocab_size"] = max(512, settings.get("vocab_size", base.vocab_size))
     config = replace(base, **settings)
@@ -1579,7 +1582,8 @@ def sample_command(arguments):
     parser.add_argument("--top_p", type=float, help="draw only from the likeliest with probability p")
     parser.add_argument("--seed", type=int, help="the same seed writes the same text")
     options = parser.parse_args(arguments)
-    latest = max(DATA.glob("*.pt"), key=lambda path: path.stat().st_mtime, default=DATA / "shakespeare.pt")
+    latest = max(DATA.glob("*.pt"), key=lambda path: path.stat().st_mtime,
+                 default=DATA / "shakespeare.pt")
     model, tokenizer = load_checkpoint(DATA / f"{options.name}.pt" if options.name else latest)
     prompt = options.prompt.replace(r"\n", "\n") or first_prompt(tokenizer)
     idx = torch.tensor([tokenizer.encode(prompt)])                          # (1, T)
@@ -1592,7 +1596,7 @@ def sample_command(arguments):
         check_range("seed", options.seed, 0)
         generator.manual_seed(options.seed)
     print(prompt, end="", flush=True)
-    waiting = []                        # one character may be several tokens, and reads \ufffd until it is whole
+    waiting = []            # a character may be several tokens, and reads \ufffd until it is whole
     for token in stream_tokens(model, idx, options.tokens, generator=generator, **dials):
         waiting += token[0].tolist()
         written = tokenizer.decode(waiting)

@@ -314,7 +314,7 @@ def test_sizes_are_shown_and_used(in_tmp, capsys):
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["helo"], "'hello', 'count', 'random', 'coder'"), (["--size", "8M"], "'7M', '11M'"),
+    (["helo"], "no demo helo, only hello, count, random, coder"), (["--size", "8M"], "7M, 11M"),
     (["hello", "--text", "cats.txt"], "leave out"), (["--vocab_size", "99"], "--tokenizer bpe"),
     (["--tokenizer", "bpe", "--vocab_size", "256"], "at least 257"), (["--tokenizer", "word"], "char or bpe"),
     (["hello", "--n_embd", "33"], "n_embd must be a multiple of n_head=2"),
@@ -328,8 +328,7 @@ def test_a_mistake_gets_one_line(in_tmp, capsys, arguments, words):
     except SystemExit as exit:
         code = exit.code
     error = capsys.readouterr().err
-    assert code == 2 and error.count("\n") == 1 and words in error.replace("(choose from hello, count, random, coder)",
-                                                                          "'hello', 'count', 'random', 'coder'")
+    assert code == 2 and error.count("\n") == 1 and words in error.replace("'", "")
     assert list(in_tmp.iterdir()) == []
 
 
