@@ -43,6 +43,7 @@ import argparse
 import ast
 import copy
 import csv
+import glob
 import hashlib
 import io
 import math
@@ -56,7 +57,7 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import groupby, pairwise, takewhile, zip_longest
@@ -64,6 +65,11 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import requests
+
+try:
+    import fcntl
+except ImportError:                 # Windows
+    fcntl = None
 
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")     # nothing here needs NumPy
 import torch
@@ -729,8 +735,7 @@ def run(name, train_text, val_text, config, *, prompt=None, check=None, device="
     val_data = torch.tensor(tokenizer.encode(val_text), device=device)
     check_length(train_data, val_data, config)
     config = replace(config, vocab_size=tokenizer.vocab_size)
-    checkpoint, log = DATA / f"{name}.pt", DATA / f"{name}.csv"
-    saved = read_checkpoint_to_resume(checkpoint, config, text) if resume else None
+    saved = read_checkpoint_to_resume(DATA / f"{name}.pt", config, text) if resume else None
 
     heading("1. Text")
     print(f"{len(text):,} characters. They begin:\n")
@@ -771,14 +776,9 @@ def run(name, train_text, val_text, config, *, prompt=None, check=None, device="
           f"ln({config.vocab_size}) = {math.log(config.vocab_size):.2f}")
 
     heading("7. Training")
-    text_sha256 = sha256_of(text)
-
-    def save(state):
-        save_checkpoint(checkpoint, config, tokenizer, {"text_sha256": text_sha256, **state})
-        save_log(log, state["history"])
-
     if saved:
-        print(f"going on after step {saved['step']}")
+        print(f"going on after step {saved['step']}, with the learning rate of {config.max_steps} steps")
+    save = partial(save_run, name, config, tokenizer, sha256_of(text))
     recorder = Recorder(show=True, save=save, saved=saved)
     with ctrl_c_stops(recorder):
         train(model, train_data, val_data, config, recorder)
@@ -892,8 +892,8 @@ def check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p):
         if not 0 <= i < model.vocab_size:
             raise ValueError(f"idx holds the id {i}; ids go from 0 to {model.vocab_size - 1}")
     check_range("the number of new tokens", max_new_tokens, 0)
-    if not 0 <= temperature < math.inf:
-        raise ValueError(f"temperature must be at least 0 and finite, not {temperature}")
+    if temperature != 0 and not 1e-30 <= temperature < math.inf:
+        raise ValueError(f"temperature must be 0, or at least 1e-30 and finite, not {temperature}")
     if top_k is not None:
         check_range("top_k", top_k, 1)
     if top_p is not None and not 0 < top_p <= 1:
@@ -902,7 +902,7 @@ def check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p):
 
 # %% Appendix B. What is kept
 # Files are written beside their place and moved there when they are whole, so that a stop at any
-# moment loses nothing that was saved before.
+# moment, by Ctrl-C, kill -9 or a dead battery, loses nothing that was saved before.
 
 
 @contextmanager
@@ -928,14 +928,14 @@ class Recorder:
     saved       a state from before: the training goes on there and ends as if it had not stopped
     """
 
-    KEPT = ("step", "history", "recent_loss", "best", "write_with", "seconds")
+    KEPT = ("step", "history", "losses", "best", "write_with", "seconds")
 
     def __init__(self, show=False, save=None, saved=None):
         self.show, self.save, self.saved = show, save, saved
         self.stop = False               # set to True, it ends the training after the current step
         self.step = 0                   # steps done
         self.history = []               # a dict for each evaluation
-        self.recent_loss = 0.0          # the sum of the losses since the last evaluation
+        self.losses = []                # of the batches since the last evaluation
         self.best = None                # the weights with the lowest validation loss
         self.write_with = "model"       # which weights to write with: "best", or "model", the latest
         self.seconds = 0.0              # spent in training and evaluating
@@ -955,7 +955,7 @@ class Recorder:
     def state(self):
         """What `begin` needs to go on from here."""
         kept = {name: getattr(self, name) for name in self.KEPT}
-        kept["recent_loss"] = float(self.recent_loss)
+        kept["losses"] = [float(loss) for loss in self.losses]
         return {**kept, "model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
 
     def best_weights(self):
@@ -965,7 +965,7 @@ class Recorder:
     def after_step(self, loss):
         """Called after each step with its loss, a tensor ()."""
         self.step += 1
-        self.recent_loss += loss
+        self.losses.append(loss)
         if self.show and sys.stdout.isatty() and time.perf_counter() > self.drawn + 0.2:
             self.drawn = time.perf_counter()
             self.print_progress(self.history[-1]["val_loss"] if self.history else None, end="")
@@ -974,8 +974,11 @@ class Recorder:
         """Called with the loss on the validation split.
 
         An evaluation out of turn, before an early stop, is left out of the history: a resumed
-        training then ends with the same history as one that was never stopped.
+        training then ends with the same history as one that was never stopped. Raises
+        FloatingPointError for a loss that is infinite or not a number, before anything is saved.
         """
+        train_loss = self.train_loss()
+        self.check_loss(val_loss, self.step)
         self.seconds = self.seconds_before + time.perf_counter() - self.began
         if self.show:
             self.print_progress(val_loss)
@@ -985,17 +988,26 @@ class Recorder:
             if lowest:
                 self.best = {name: weight.clone() for name, weight in self.model.state_dict().items()}
             self.history.append({
-                "step": self.step, "train_loss": self.train_loss(), "val_loss": val_loss,
+                "step": self.step, "train_loss": train_loss, "val_loss": val_loss,
                 "learning_rate": learning_rate_at(self.step - 1, self.config)})
-            self.recent_loss = 0.0
+            self.losses = []
         self.write_with = "model" if self.best is None or lowest and not in_turn else "best"
         if self.save:
             self.save(self.state())
 
     def train_loss(self):
-        """The mean loss of the batches since the last evaluation."""
-        steps = self.step - (self.history[-1]["step"] if self.history else 0)
-        return float(self.recent_loss) / steps
+        """The mean loss of the batches since the last evaluation, if all of them are finite."""
+        losses = [float(loss) for loss in self.losses]
+        for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
+            self.check_loss(loss, step)
+        return sum(losses) / len(losses)
+
+    def check_loss(self, loss, step):
+        """A loss that is not finite says that the weights are lost, most often in steps too large."""
+        if not math.isfinite(loss):
+            raise FloatingPointError(
+                f"the loss became {loss} at step {step}; most likely learning_rate="
+                f"{self.config.learning_rate} is too high. What was saved before that is kept as it was")
 
     def print_progress(self, val_loss, end="\n"):
         """Print how far the training is, in less than 80 characters."""
@@ -1024,6 +1036,33 @@ def ctrl_c_stops(recorder):
         signal.signal(signal.SIGINT, before)
 
 
+@contextmanager
+def alone_in(folder):
+    """Let one process at a time do what is inside, where the system can (Linux and macOS)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        if fcntl:
+            handle = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, handle)            # which lets the next one in
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+
+
+CHECKPOINT_FORMAT = "gpt.py checkpoint 2"
+TO_WRITE = ("config", "vocabulary", "model", "write_with")                          # what it takes to
+TO_RESUME = (*TO_WRITE, "text_sha256", "optimizer", *Recorder.KEPT)
+
+
+def save_run(name, config, tokenizer, text_sha256, state):
+    """Leave data/NAME.pt and data/NAME.csv; both of this run, should two of one name be running."""
+    with alone_in(DATA):
+        for kind in ("pt", "csv"):                      # clean up after runs that were killed here
+            for leftover in DATA.glob(f"{glob.escape(name)}.{kind}.*.tmp"):
+                leftover.unlink()
+        save_checkpoint(DATA / f"{name}.pt", config, tokenizer, {"text_sha256": text_sha256, **state})
+        save_log(DATA / f"{name}.csv", state["history"])
+
+
 def save_log(path, history):
     """Write the history of a training as csv, a line for each evaluation."""
     lines = io.StringIO()
@@ -1034,47 +1073,76 @@ def save_log(path, history):
         file.write(lines.getvalue().encode())
 
 
-CHECKPOINT_FORMAT = "gpt.py checkpoint 2"
-
-
 def save_checkpoint(path, config, tokenizer, state):
     """Write what it takes to write with the model, and to go on with its training."""
     vocabulary = tokenizer.characters if config.tokenizer == "char" else tokenizer.merges
-    checkpoint = {"format": CHECKPOINT_FORMAT, "config": asdict(config), "vocabulary": vocabulary,
-                  **state}
+    content = io.BytesIO()          # torch.save to a file would hide which error the disk reports
+    torch.save({"format": CHECKPOINT_FORMAT, "config": asdict(config), "vocabulary": vocabulary, **state},
+               content)
     with replacing(path) as file:
-        torch.save(checkpoint, file)
+        file.write(content.getbuffer())
 
 
-def read_checkpoint(path):
-    """The dict that save_checkpoint wrote. Never runs code from the file.
+def read_checkpoint(path, needed=TO_WRITE):
+    """The dict that save_checkpoint wrote, checked. Never runs code from the file.
 
-    Raises FileNotFoundError if there is no file, ValueError if it is not such a checkpoint.
+    Raises FileNotFoundError if there is no file, ValueError if it is not a whole checkpoint.
     """
     if not path.exists():
         raise FileNotFoundError(f"there is no checkpoint {path}; `python gpt.py` makes one")
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        if checkpoint["format"] != CHECKPOINT_FORMAT:
-            raise ValueError(f"its format is {checkpoint['format']!r}")
+        format = checkpoint["format"]
     except Exception as error:          # who knows what is in the file
-        raise ValueError(f"{path} is not a checkpoint of this gpt.py, or not all of one") from error
+        raise ValueError(f"{path} is not a checkpoint of gpt.py, or not all of one") from error
+    if format != CHECKPOINT_FORMAT:
+        raise ValueError(f"{path} has the format {format!r}; this gpt.py reads {CHECKPOINT_FORMAT!r}")
+    try:
+        check_checkpoint(checkpoint, needed)
+    except Exception as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
     return checkpoint
+
+
+def check_checkpoint(checkpoint, needed):
+    """Raise an error unless all that is needed is there and fits together."""
+    missing = [name for name in needed if name not in checkpoint]
+    if missing:
+        raise ValueError(f"it has no {', '.join(missing)}")
+    config = Config(**checkpoint["config"])
+    tokenizer = TOKENIZERS[config.tokenizer](checkpoint["vocabulary"])
+    if tokenizer.vocab_size != config.vocab_size:
+        raise ValueError(f"{tokenizer.vocab_size} tokens do not fit vocab_size={config.vocab_size}")
+    if checkpoint["write_with"] not in ("model", "best"):
+        raise ValueError(f"write_with is {checkpoint['write_with']!r}")
+    for kind in {"model", checkpoint["write_with"]}:
+        weights = checkpoint[kind]
+        if config.n_layer > len(weights):               # before a model is built that may be huge
+            raise ValueError(f"its weights are too few for n_layer={config.n_layer}")
+        with torch.device("meta"):                      # shapes alone, without memory for numbers
+            expected = {name: weight.shape for name, weight in GPT(config).state_dict().items()}
+        found = {name: weight.shape for name, weight in weights.items()}
+        for name in {**expected, **found}:
+            if expected.get(name) != found.get(name):
+                raise ValueError(f"the weights {name} do not fit its settings, or are missing")
+            if not weights[name].isfinite().all():
+                raise ValueError(f"the weights {name} are not all finite")
+    if "optimizer" in needed:
+        moments = [kept["exp_avg"].shape for kept in checkpoint["optimizer"]["state"].values()]
+        trained = [p for group in build_optimizer(GPT(config), config).param_groups for p in group["params"]]
+        if moments != [p.shape for p in trained]:
+            raise ValueError("the state of the optimizer does not fit its settings")
 
 
 def load_checkpoint(path):
     """(model, tokenizer) of a run, ready to write with: on the CPU, in eval mode.
 
-    Raises FileNotFoundError if there is no file, ValueError if it is not such a checkpoint.
+    Raises FileNotFoundError if there is no file, ValueError if it is not a whole checkpoint.
     """
     checkpoint = read_checkpoint(Path(path))
-    try:
-        model = GPT(Config(**checkpoint["config"]))
-        model.load_state_dict(checkpoint[checkpoint["write_with"]])
-        tokenizer = TOKENIZERS[model.config.tokenizer](checkpoint["vocabulary"])
-    except Exception as error:
-        raise ValueError(f"{path} is not a whole checkpoint of this gpt.py") from error
-    return model.eval(), tokenizer
+    model = GPT(Config(**checkpoint["config"]))
+    model.load_state_dict(checkpoint[checkpoint["write_with"]])
+    return model.eval(), TOKENIZERS[model.config.tokenizer](checkpoint["vocabulary"])
 
 
 def sha256_of(text):
@@ -1087,13 +1155,16 @@ def read_checkpoint_to_resume(path, config, text):
 
     Only max_steps and eval_interval may differ; the schedule of the learning rate then changes.
     """
-    checkpoint = read_checkpoint(path)
+    checkpoint = read_checkpoint(path, needed=TO_RESUME)
+    if checkpoint["text_sha256"] != sha256_of(text):
+        raise ValueError(f"{path} was trained on another text: cannot resume")
     for name, value in asdict(config).items():
         saved = checkpoint["config"][name]
         if name not in ("max_steps", "eval_interval") and value != saved:
             raise ValueError(f"{path} was trained with {name}={saved}, not {value}: cannot resume")
-    if checkpoint["text_sha256"] != sha256_of(text):
-        raise ValueError(f"{path} was trained on another text: cannot resume")
+    if config.max_steps < checkpoint["step"]:
+        raise ValueError(f"{path} has been trained for {checkpoint['step']} steps; "
+                         f"max_steps={config.max_steps} is less: cannot resume")
     return checkpoint
 
 
@@ -1384,14 +1455,15 @@ def is_function(code):
 
 
 def complete_functions(model, tokenizer, headers):
-    """What `model` makes of the first lines of functions: a list of the functions, greedily written."""
+    """What `model` makes of the first lines of functions: a list of the functions, carefully drawn."""
     device = next(model.parameters()).device
+    generator = torch.Generator(device).manual_seed(0)
     functions = []
     prompts = [tokenizer.encode("\n" + header) for header in headers]  # in a file, a line is before them
     for _, group in groupby(sorted(prompts, key=len), key=len):         # those of one length side by side
         idx = torch.tensor(list(group), device=device)                  # (B, T)
-        for row in generate(model, idx, 256, temperature=0).tolist():   # (B, T + 256)
-            functions.append(first_function(tokenizer.decode(row)[1:]))
+        written = generate(model, idx, 400, temperature=0.3, generator=generator)       # (B, T + 400)
+        functions += [first_function(tokenizer.decode(row)[1:]) for row in written.tolist()]
     return functions
 
 
@@ -1430,7 +1502,7 @@ DEMOS = {
         "!", check_architecture),
     "coder": Demo(
         "Python's standard library, in pieces of words: it completes functions; minutes", python_texts,
-        Config(tokenizer="bpe", vocab_size=1024, block_size=128, batch_size=8, max_steps=5000,
+        Config(tokenizer="bpe", vocab_size=1024, block_size=128, n_layer=4, batch_size=8, max_steps=7500,
                position="rotary"),
         "def ", check_python),
 }
@@ -1637,7 +1709,7 @@ def run_cleanly(program, command, arguments):
         return command(arguments) or 0
     except BrokenPipeError:             # the reader of our output has left, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"{program}:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except KeyboardInterrupt:

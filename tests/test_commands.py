@@ -189,7 +189,7 @@ def test_ctrl_c_saves_and_samples_and_resume_goes_on_to_the_same_end(story, tmp_
     resumed = subprocess.run([sys.executable, ROOT / "gpt.py", *map(str, settings), "--resume"], cwd=tmp_path,
                              capture_output=True, text=True)
     assert (resumed.returncode, resumed.stderr) == (0, "")
-    assert f"going on after step {stopped['step']}\n" in resumed.stdout
+    assert f"going on after step {stopped['step']}, with the learning rate of 450 steps\n" in resumed.stdout
     at_once = tmp_path / "at once"
     at_once.mkdir()
     subprocess.run([sys.executable, ROOT / "gpt.py", *map(str, settings[2:]), "--text", "../cats.txt"], cwd=at_once,
