@@ -752,5 +752,4 @@ def command(arguments):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(encoding="utf-8")        # which has the shades; a pipe may be without
     sys.exit(run_cleanly("attention_toy.py", command, sys.argv[1:]))

@@ -879,7 +879,7 @@ def check_config(config):
 def check_length(train_data, val_data, config):
     """A text must fill at least one context, and leave something to validate with."""
     if len(train_data) <= config.block_size or len(val_data) < 2:
-        raise ValueError(f"the text has {len(train_data)} tokens to train on and {len(val_data)} to validate "
+        raise ValueError(f"the text has {len(train_data)} tokens to train on, {len(val_data)} to validate "
                          f"with; block_size={config.block_size} needs {config.block_size + 1} and 2")
 
 
@@ -916,6 +916,10 @@ def replacing(path):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        if error.errno and not error.filename:          # a full disk does not say what it was writing
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -1049,8 +1053,9 @@ def alone_in(folder):
 
 
 CHECKPOINT_FORMAT = "gpt.py checkpoint 2"
-TO_WRITE = ("config", "vocabulary", "model", "write_with")                          # what it takes to
+TO_WRITE = ("config", "vocabulary", "model", "write_with")      # what a checkpoint needs for this
 TO_RESUME = (*TO_WRITE, "text_sha256", "optimizer", *Recorder.KEPT)
+LOG_COLUMNS = ("step", "train_loss", "val_loss", "learning_rate")
 
 
 def save_run(name, config, tokenizer, text_sha256, state):
@@ -1066,7 +1071,7 @@ def save_run(name, config, tokenizer, text_sha256, state):
 def save_log(path, history):
     """Write the history of a training as csv, a line for each evaluation."""
     lines = io.StringIO()
-    writer = csv.DictWriter(lines, ("step", "train_loss", "val_loss", "learning_rate"))
+    writer = csv.DictWriter(lines, LOG_COLUMNS)
     writer.writeheader()
     writer.writerows(history)
     with replacing(path) as file:
@@ -1127,11 +1132,18 @@ def check_checkpoint(checkpoint, needed):
                 raise ValueError(f"the weights {name} do not fit its settings, or are missing")
             if not weights[name].isfinite().all():
                 raise ValueError(f"the weights {name} are not all finite")
-    if "optimizer" in needed:
-        moments = [kept["exp_avg"].shape for kept in checkpoint["optimizer"]["state"].values()]
-        trained = [p for group in build_optimizer(GPT(config), config).param_groups for p in group["params"]]
-        if moments != [p.shape for p in trained]:
-            raise ValueError("the state of the optimizer does not fit its settings")
+    if needed == TO_RESUME:
+        for name, kind in (("step", int), ("losses", list), ("seconds", float), ("text_sha256", str)):
+            if type(checkpoint[name]) is not kind:
+                raise ValueError(f"its {name} is {checkpoint[name]!r}")
+        if any(set(row) != set(LOG_COLUMNS) for row in checkpoint["history"]):
+            raise ValueError("its history has other columns than the log")
+        optimizer = build_optimizer(GPT(config), config)
+        optimizer.load_state_dict(checkpoint["optimizer"])
+        for parameter in (p for group in optimizer.param_groups for p in group["params"]):
+            moments = optimizer.state[parameter]
+            if not {parameter.shape} == {moments[name].shape for name in ("exp_avg", "exp_avg_sq")}:
+                raise ValueError("the state of its optimizer does not fit its settings")
 
 
 def load_checkpoint(path):
@@ -1705,12 +1717,19 @@ def load_text(path=None):
 
 def run_cleanly(program, command, arguments):
     """Call command(arguments) and return its exit code; an expected error becomes one line."""
+    if isinstance(sys.stdout, io.TextIOWrapper):        # any text can be printed, also into a pipe
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
         return command(arguments) or 0
     except BrokenPipeError:             # the reader of our output has left, as in `... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"{program}:", " ".join(str(error).split()), file=sys.stderr)
+        return 2
+    except RuntimeError as error:
+        if "allocate" not in str(error):
+            raise
+        print(f"{program}: there is not enough memory; try a smaller model or batch", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130
