@@ -14,8 +14,8 @@ the model writes. Everything below serves to make the probabilities good, and to
     7  Training     from examples to better weights
     8  Writing      from probabilities to text
     9  The run      what `python gpt.py` does with all this
-  A-G  Appendix     what a reader may skip: checks, files, the terminal, pieces of words as tokens,
-                    demos that check themselves, sizes, the command line
+  A-H  Appendix     what a reader may skip: checks, files, the terminal, pieces of words as tokens,
+                    demos that check themselves, sizes, several processes, the command line
 
     python gpt.py                               run the story, two minutes on a laptop without a GPU
     python gpt.py --text my.txt                 the same with your own text
@@ -73,6 +73,7 @@ except ImportError:                 # Windows
 
 warnings.filterwarnings("ignore", message="Failed to initialize NumPy")     # nothing here needs NumPy
 import torch
+import torch.distributed as dist
 import torch.nn as nn
 import torch.nn.functional as F
 
@@ -233,7 +234,8 @@ def get_batch(data, step, config):
     generator = torch.Generator().manual_seed(1_000_003 * config.seed + step)
     starts = torch.randint(len(data) - T, (B, 1), generator=generator)
     places = starts + torch.arange(T + 1)       # (B, 1) + (T+1,) -> (B, T+1)
-    pieces = data[places.to(data.device)]       # (N,) -> (B, T+1)
+    places = places.to(data.device, non_blocking=True)
+    pieces = data[places]                       # (N,) -> (B, T+1)
     return pieces[:, :-1], pieces[:, 1:]        # (B, T+1) -> two of (B, T)
 
 
@@ -556,7 +558,9 @@ def training_step(model, optimizer, data, step, config):
         group["lr"] = learning_rate_at(step, config)
     torch.manual_seed(config.seed + step)       # dropout, too, depends on nothing but seed and step
     x, y = get_batch(data, step, config)
-    _, loss = model(x, y)
+    on_gpu = data.device.type == "cuda"         # where products of 16-bit numbers are much faster
+    with torch.autocast(data.device.type, torch.bfloat16, enabled=on_gpu):
+        _, loss = model(x, y)
     optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
@@ -719,11 +723,13 @@ BIGRAM_TRAINING = {"block_size": 1, "batch_size": 2048, "max_steps": 500, "eval_
 SAMPLE_TOKENS, SAMPLE_TEMPERATURE = 500, 0.8
 
 
-def run(name, train_text, val_text, config, *, prompt=None, check=None, device="cpu", resume=False):
+def run(name, train_text, val_text, config, *, prompt=None, check=None, device="cpu", resume=False,
+        compile=False):
     """Train a bigram and a GPT on a text and compare them. Leaves data/NAME.pt, .csv and samples.
 
     prompt      what the samples begin with; a new line, if nothing is said
     check       looks at what the model does at the end, as the checks of the demos in appendix E do
+    compile     let torch.compile make the training faster, which takes a minute first
 
     Returns whether the check held, True without one. Raises ValueError for a text that is too short,
     and for a checkpoint that cannot be resumed.
@@ -778,10 +784,12 @@ def run(name, train_text, val_text, config, *, prompt=None, check=None, device="
     heading("7. Training")
     if saved:
         print(f"going on after step {saved['step']}, with the learning rate of {config.max_steps} steps")
-    save = partial(save_run, name, config, tokenizer, sha256_of(text))
+    save = partial(save_run, name, config, tokenizer, sha256_of(text)) if is_first_process() else None
     recorder = Recorder(show=True, save=save, saved=saved)
     with ctrl_c_stops(recorder):
-        train(model, train_data, val_data, config, recorder)
+        train(make_trainee(model, config, compile), train_data, val_data, config, recorder)
+    if not is_first_process():                      # appendix G: the first one does the rest
+        return True
     if recorder.step < config.max_steps:
         print(f"stopped after step {recorder.step}; --resume goes on from here")
     model.load_state_dict(recorder.best_weights())
@@ -1028,6 +1036,9 @@ class Recorder:
 @contextmanager
 def ctrl_c_stops(recorder):
     """Ctrl-C ends the training after the current step; a second one ends the program."""
+    if dist.is_initialized():           # of several processes, each would stop at another step
+        yield
+        return
 
     def stop(signal_number, frame):
         recorder.stop = True
@@ -1481,8 +1492,9 @@ def complete_functions(model, tokenizer, headers):
 
 def check_python(model, bigram, tokenizer, val_text):
     """How many of 200 functions, whose first lines are from files held out, does Python accept?"""
-    for prompt in ("def forward(self, x):", "import "):
-        print("\n" + "\n".join(continue_text(model, tokenizer, prompt, 60, temperature=0).split("\n")[:-1]))
+    for prompt in ("\ndef forward(self, x):", "\nimport "):
+        written = continue_text(model, tokenizer, prompt, 100, temperature=0.3)
+        print("\n".join(written.split("\n")[:6]))
     headers = re.findall(r"^ *def \w+\(.*\).*:(?=\n)", val_text, flags=re.MULTILINE)
     headers = headers[::max(1, len(headers) // 200)][:200]
     shares = [sum(map(is_function, complete_functions(writer, tokenizer, headers))) / len(headers)
@@ -1533,6 +1545,10 @@ SIZES = {
     "124M": {"vocab_size": 50257, "block_size": 1024, "n_layer": 12, "n_head": 12, "n_embd": 768,   # GPT-2
              "learning_rate": 6e-4, "tie_weights": True},
 }
+
+
+# What `python gpt.py` trains on a GPU, if nothing else is said.
+ON_GPU = {**SIZES["11M"], "batch_size": 64, "max_steps": 2000, "eval_interval": 250, "dropout": 0.2}
 
 
 def parameters_of(config):
@@ -1598,7 +1614,71 @@ def sizes_command(arguments):
     print("\n--size NAME trains one; of characters, the text decides the vocabulary.")
 
 
-# %% Appendix G. The command line
+# %% Appendix G. Several processes
+# `torchrun --standalone --nproc_per_node=2 gpt.py` starts this file twice, each time on a GPU of its
+# own if there are any. Each process works on its rows of every batch; DistributedDataParallel takes the
+# mean of their gradients, so that all of them make the same step. The first one prints and saves.
+
+
+def is_first_process():
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def join_processes(device):
+    """Meet the others that torchrun has started, if it has. Returns the device of this one."""
+    if "RANK" not in os.environ:
+        return device
+    if device == "cuda":
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
+    if not is_first_process():
+        sys.stdout = open(os.devnull, "w")
+    return device
+
+
+def make_trainee(model, config, compile=False):
+    """`model` itself, or what trains it faster: compiled, or shared between processes, or both."""
+    fast = model
+    if dist.is_initialized():
+        if config.batch_size % dist.get_world_size() != 0:
+            raise ValueError(f"batch_size={config.batch_size} must be a multiple of the number of "
+                             f"processes, {dist.get_world_size()}")
+        fast = nn.parallel.DistributedDataParallel(model)
+    if compile:
+        fast = torch.compile(fast)
+    return model if fast is model else Trainee(model, fast)
+
+
+class Trainee(nn.Module):
+    """Looks like `model`, and trains it by way of `fast`."""
+
+    def __init__(self, model, fast):
+        super().__init__()
+        self.model, self.fast, self.block_size = model, fast, model.block_size
+
+    def parameters(self):
+        return self.model.parameters()
+
+    def state_dict(self):
+        return self.model.state_dict()
+
+    def load_state_dict(self, state):
+        return self.model.load_state_dict(state)
+
+    def forward(self, idx, targets):
+        if not self.training:
+            return self.model(idx, targets)
+        if not dist.is_initialized():
+            return self.fast(idx, targets)
+        rank, n = dist.get_rank(), dist.get_world_size()
+        _, loss = self.fast(idx[rank::n], targets[rank::n])     # (B, T) -> (B/n, T)
+        mean = loss.detach().clone()
+        dist.all_reduce(mean)                                   # the sum over all processes
+        return None, loss + (mean / n - loss).detach()          # its gradient, with the value of all
+
+
+# %% Appendix H. The command line
 
 
 class Parser(argparse.ArgumentParser):
@@ -1621,6 +1701,7 @@ def run_command(arguments):
     parser.add_argument("--size", choices=SIZES, help="the model's settings; see gpt.py sizes")
     parser.add_argument("--device", help="cuda, mps or cpu; else the first that is there")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    parser.add_argument("--compile", action="store_true", help="train with torch.compile")
     for field in fields(Config):
         if field.type is bool:
             parser.add_argument(f"--{field.name}", action=argparse.BooleanOptionalAction,
@@ -1630,8 +1711,9 @@ def run_command(arguments):
                                 help=f"default {field.default}")
     options = vars(parser.parse_args(arguments))    # only those that were given
     device = choose_device(options.pop("device", None))
-    path, resume = options.pop("text", None), options.pop("resume", False)
-    name, size = options.pop("demo", None), SIZES.get(options.pop("size", None), {})
+    path, name = options.pop("text", None), options.pop("demo", None)
+    flags = {"resume": options.pop("resume", False), "compile": options.pop("compile", False)}
+    size = SIZES.get(options.pop("size", None), ON_GPU if device == "cuda" and not name else {})
     if name not in (None, *DEMOS):
         parser.error(f"there is no demo {name!r}, only {', '.join(DEMOS)}")
     if name and path:
@@ -1644,13 +1726,13 @@ def run_command(arguments):
     if tokenizer == "bpe" and "vocab_size" not in options:
         settings["vocab_size"] = max(512, settings.get("vocab_size", base.vocab_size))
     config = replace(base, **settings)
+    device = join_processes(device)
     if name:
         demo = DEMOS[name]
-        held = run(name, *demo.texts(), config, prompt=demo.prompt, check=demo.check, device=device,
-                   resume=resume)
+        held = run(name, *demo.texts(), config, prompt=demo.prompt, check=demo.check, device=device, **flags)
         return 0 if held else 1
     name, text = load_text(path)
-    run(name, *split(text), config, device=device, resume=resume)
+    run(name, *split(text), config, device=device, **flags)
     return 0
 
 
@@ -1727,9 +1809,13 @@ def run_cleanly(program, command, arguments):
         print(f"{program}:", " ".join(str(error).split()), file=sys.stderr)
         return 2
     except RuntimeError as error:
-        if "allocate" not in str(error):
+        if "allocate" in str(error):
+            message = "there is not enough memory; try a smaller model or batch"
+        elif dist.is_initialized() and "peer" in str(error):
+            message = "another process of this run has ended, so this one ends as well"
+        else:
             raise
-        print(f"{program}: there is not enough memory; try a smaller model or batch", file=sys.stderr)
+        print(f"{program}: {message}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         return 130

@@ -14,7 +14,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TEXT, tiny_config
+from conftest import ROOT, TEXT
 
 import gpt
 
@@ -90,19 +90,21 @@ def assert_same_runs(one, other):
 
 # Starts runs in forks of one process that has imported torch already, and prints how each ended.
 FORKS = f"""
-import os, random, signal, sys, time
+import os, random, signal, socket, sys, time
 from pathlib import Path
 sys.path.insert(0, {str(ROOT)!r})
 import gpt
 gpt.BIGRAM_TRAINING["max_steps"] = 5
 
-def start(arguments, folder="."):
+def start(arguments, folder=".", output="output.txt"):
     pid = os.fork()
     if pid == 0:
         os.chdir(folder)
-        os.dup2(os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
         os.dup2(1, 2)
-        os._exit(gpt.main(arguments + (["--resume"] if Path("data/cats.pt").exists() else [])))
+        code = gpt.main(arguments + (["--resume"] if Path("data/cats.pt").exists() else []))
+        sys.stdout.flush()
+        os._exit(code)
     return pid
 
 def wait(pid):
@@ -144,7 +146,7 @@ print(wait(start(settings)))
 def test_two_runs_of_one_name_leave_what_is_whole_and_of_one(tmp_path):
     (tmp_path / "cats.txt").write_text(TEXT)
     code = f"""
-pids = [start({[*SMALL, "--eval_interval", "1", "--max_steps", "150"]!r} + ["--seed", str(seed)]) for seed in (1, 2)]
+pids = [start({[*SMALL, "--eval_interval", "1", "--max_steps", "80"]!r} + ["--seed", str(seed)]) for seed in (1, 2)]
 print(*[wait(pid) for pid in pids])
 """
     process = subprocess.Popen([sys.executable, "-c", FORKS + code], cwd=tmp_path, stdout=subprocess.PIPE, text=True,
@@ -386,3 +388,63 @@ def test_a_reader_that_leaves_ends_a_run_quietly(copy):
     script = f"{sys.executable} {ROOT / 'gpt.py'} {' '.join(SMALL)} | head -n 1"
     done = subprocess.run(["bash", "-c", script], cwd=copy, capture_output=True, timeout=60)
     assert done.stderr == b""
+
+
+# Several processes
+
+
+def test_two_processes_train_as_one_does_and_one_that_dies_ends_all(tmp_path):
+    settings = [*SMALL, "--dropout", "0", "--max_steps", "30"]
+    folders = [tmp_path / name for name in ("one", "two", "dies")]
+    for folder in folders:
+        folder.mkdir()
+        (folder / "cats.txt").write_text(TEXT)
+    codes = in_forks(f"""
+after_step = gpt.Recorder.after_step
+
+def die(self, loss):
+    after_step(self, loss)
+    if self.step == 12 and self.config.block_size > 1 and os.environ["RANK"] == "1":
+        os._exit(7)
+
+def start_as(rank, folder, port, *more):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)
+    return start({settings!r} + list(more), folder, f"output{{rank}}.txt")
+
+print(wait(start({settings!r}, "one")))
+with socket.create_server(("127.0.0.1", 0)) as server:
+    port = str(server.getsockname()[1])
+print(*[wait(pid) for pid in [start_as(rank, "two", port) for rank in (0, 1)]])
+gpt.Recorder.after_step = die
+print(*[wait(pid) for pid in [start_as(rank, "dies", port, "--max_steps", "100000") for rank in (0, 1)]])
+""", tmp_path)
+    assert codes == [0, 0, 0, 2, 7]
+    one, two = ([{name: float(value) for name, value in row.items()} for row in rows(folder / "data" / "cats.csv")]
+                for folder in folders[:2])
+    assert [row["step"] for row in two] == [10, 20, 30]
+    for ours, theirs in zip(one, two):
+        assert theirs == pytest.approx(ours, rel=1e-4)
+    first, second = ((tmp_path / "two" / f"output{rank}.txt").read_text() for rank in (0, 1))
+    assert first.count("7. Training") == 1 and second == ""             # one process prints, and saves
+    gpt.load_checkpoint(tmp_path / "two" / "data" / "cats.pt")
+    last_line = (tmp_path / "dies" / "output0.txt").read_text().splitlines()[-1]
+    assert last_line == "gpt.py: another process of this run has ended, so this one ends as well"
+    assert gpt.read_checkpoint(tmp_path / "dies" / "data" / "cats.pt", gpt.TO_RESUME)["step"] == 10
+
+
+def test_the_batch_is_shared_evenly_and_the_loss_is_that_of_all(monkeypatch):
+    monkeypatch.setattr(gpt.dist, "is_initialized", lambda: True)
+    monkeypatch.setattr(gpt.dist, "get_world_size", lambda: 3)
+    with pytest.raises(ValueError, match="batch_size=4 must be a multiple of the number of processes, 3"):
+        gpt.make_trainee(gpt.GPT(gpt.Config()), gpt.Config(batch_size=4))
+
+
+def test_a_compiled_model_trains_like_the_model_itself(monkeypatch):
+    monkeypatch.setattr(gpt.torch, "compile", lambda model: lambda idx, targets: model(idx, targets))
+    model = gpt.GPT(gpt.Config(n_layer=1, n_embd=16))
+    trainee = gpt.make_trainee(model, model.config, compile=True)
+    assert trainee is not model and gpt.make_trainee(model, model.config) is model
+    assert list(trainee.parameters()) == list(model.parameters()) and trainee.state_dict().keys() == model.state_dict().keys()
+    data = torch.randint(65, (500,))
+    assert gpt.evaluate(trainee, data) == gpt.evaluate(model, data)
+    gpt.train(trainee, data, data, gpt.Config(max_steps=3, n_layer=1, n_embd=16))
