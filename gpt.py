@@ -19,7 +19,7 @@ the model writes. Everything below serves to make the probabilities good, and to
 
     python gpt.py                               run the story, two minutes on a laptop without a GPU
     python gpt.py --text my.txt                 the same with your own text
-    python gpt.py hello                         a demo, in seconds; also count, random and coder
+    python gpt.py hello                         a demo; also count, random, and coder (minutes)
     python gpt.py sample --prompt "ROMEO:"      let the trained model write
     python gpt.py --help                        all options
 
@@ -57,7 +57,7 @@ import time
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Callable
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from itertools import groupby, pairwise, takewhile, zip_longest
@@ -334,15 +334,20 @@ def attend(q, k, v):
 #
 #     sinusoidal  add the sines and cosines of the hands to what describes a token (Vaswani et al.)
 #     learned     the same to start from, but trained like all other weights (GPT-2 starts at random)
-#     rotary      turn queries and keys along with the hands; then their dot product depends on the
-#                 distance between two tokens, not on where they stand (Su et al. 2021, "RoFormer")
+#     rotary      turn queries and keys along with the hands; then place enters their dot product
+#                 only as the distance between the two tokens (Su et al. 2021, "RoFormer")
+
+
+def clock_speeds(block_size, n_clocks):
+    """How far each hand moves from token to token, in radians, the fastest first: (n_clocks,)."""
+    slowest = 2 * math.pi / (10 * block_size)               # the fastest has 1
+    return slowest ** torch.linspace(0, 1, n_clocks)
 
 
 def clock_angles(block_size, n_clocks):
     """The angles of the hands at each place, in radians: (block_size, n_clocks)."""
-    slowest = 2 * math.pi / (10 * block_size)               # radians per token; the fastest has 1
-    speeds = slowest ** torch.linspace(0, 1, n_clocks)      # (n_clocks,)
-    return torch.arange(block_size)[:, None] * speeds       # (T, 1) * (n_clocks,) -> (T, n_clocks)
+    places = torch.arange(block_size)[:, None]              # (T, 1)
+    return places * clock_speeds(block_size, n_clocks)      # (T, 1) * (n_clocks,) -> (T, n_clocks)
 
 
 def sinusoids(block_size, n_embd):
@@ -441,8 +446,8 @@ class Block(nn.Module):
 class GPT(nn.Module):
     """A transformer that predicts each token from those before: `logits, loss = model(idx, targets)`.
 
-    With bias=True and position="learned" it computes from its weights what GPT-2 does (Radford et
-    al. 2019). tie_weights=True makes one table of the embedding and lm_head, as GPT-2 has it.
+    With bias=True and position="learned", the same weights give the same logits as in GPT-2 (Radford
+    et al. 2019). tie_weights=True makes one table of the embedding and lm_head, as GPT-2 has it.
     """
 
     def __init__(self, config):
@@ -464,7 +469,9 @@ class GPT(nn.Module):
     def init_weights(self):
         """Random weights to start from, chosen so that training is fast from the first step."""
         for module in self.modules():
-            if isinstance(module, nn.Linear):   # a sum of n random terms has sqrt(n) times their size
+            # A sum of n random terms has sqrt(n) times their size, so weights of size 1/sqrt(n) keep
+            # the size of what passes through.
+            if isinstance(module, nn.Linear):
                 nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
@@ -475,17 +482,48 @@ class GPT(nn.Module):
             nn.init.normal_(self.lm_head.weight, std=0.02)
             self.token_embedding.weight = self.lm_head.weight
         else:
-            # Tokens write to one quarter of the stream, and lm_head reads the other three. So the
-            # first logits say little, and all tokens are about equally likely. Yet the weights of
-            # lm_head are not small, and each token pulls the stream its own way from the first step.
-            quarter = self.config.n_embd // 4
-            nn.init.normal_(self.token_embedding.weight[:, :quarter], std=1.0)
-            nn.init.zeros_(self.token_embedding.weight[:, quarter:])
-            nn.init.zeros_(self.lm_head.weight[:, :quarter])
+            # Tokens write to the last quarter of the stream, and lm_head reads the other three. So no
+            # token sways the first logits, and all are about equally likely. Yet the rows of lm_head
+            # differ from the start, and each target asks the blocks for something else.
+            quarter = max(1, self.config.n_embd // 4)
+            nn.init.zeros_(self.token_embedding.weight[:, :-quarter])
+            nn.init.normal_(self.token_embedding.weight[:, -quarter:], std=1.0)
+            nn.init.zeros_(self.lm_head.weight[:, -quarter:])
         if self.config.position != "rotary":    # softer than the tokens, and on all channels
             size = 0.03 if self.config.tie_weights else 0.3
             self.position_embedding.weight.copy_(size * sinusoids(self.block_size, self.config.n_embd))
             self.position_embedding.weight.requires_grad_(self.config.position == "learned")
+        self.look_back()
+
+    def look_back(self):
+        """Let head h of the first block look h + 1 tokens back, until it learns something better.
+
+        What came a few tokens ago matters in every language, and to find that out by chance takes
+        long. So each key shows the hands of some clocks, and each query the same hands turned back by
+        h + 1 tokens: they agree best with what the key showed there, and so their dot product with it
+        is the largest. (Rotary positions need biases for this; without them, nothing is done.)
+        """
+        config, qkv = self.config, self.blocks[0].attention.qkv
+        C, nh = config.n_embd, config.n_head
+        n = C // nh // 2                                # a hand takes two of the hs numbers, cosine and sine
+        clocks = torch.arange(n)
+        if config.position != "rotary":                 # read the fastest clocks of the stream
+            shown = torch.zeros(C, 2 * n)
+            shown[C // 2 + clocks, clocks] = 6.0        # their cosines; large, so that softmax is sure
+            shown[clocks, n + clocks] = 6.0             # their sines
+            speeds = clock_speeds(self.block_size, C // 2)[:n]
+            heads = qkv.weight.view(3, nh, -1, C)                           # (3C, C) -> (3, nh, hs, C)
+        elif config.bias:                               # the same for all; attention will turn them
+            shown = torch.zeros(1, 2 * n)
+            shown[:, :n] = 6.0
+            speeds = clock_speeds(self.block_size, n)
+            nn.init.zeros_(qkv.weight[:2 * C])
+            heads = qkv.bias.view(3, nh, -1, 1)                             # (3C,) -> (3, nh, hs, 1)
+        else:
+            return
+        for h in range(nh):
+            heads[0, h, :2 * n] = rotate(shown, -(h + 1) * speeds).T        # queries
+            heads[1, h, :2 * n] = shown.T                                   # keys
 
     def forward(self, idx, targets=None, cache=None):
         """idx, targets (B, T) int64 -> logits (B, T, V) and the loss (), None without targets.
@@ -1055,12 +1093,15 @@ def ctrl_c_stops(recorder):
 def alone_in(folder):
     """Let one process at a time do what is inside, where the system can (Linux and macOS)."""
     folder.mkdir(parents=True, exist_ok=True)
-    with ExitStack() as stack:
-        if fcntl:
-            handle = os.open(folder, os.O_RDONLY)
-            stack.callback(os.close, handle)            # which lets the next one in
-            fcntl.flock(handle, fcntl.LOCK_EX)
+    if fcntl is None:
         yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)                # which lets the next one in
 
 
 CHECKPOINT_FORMAT = "gpt.py checkpoint 2"
@@ -1126,6 +1167,8 @@ def check_checkpoint(checkpoint, needed):
     if missing:
         raise ValueError(f"it has no {', '.join(missing)}")
     config = Config(**checkpoint["config"])
+    if asdict(config) != checkpoint["config"]:
+        raise ValueError("its settings are not complete")
     tokenizer = TOKENIZERS[config.tokenizer](checkpoint["vocabulary"])
     if tokenizer.vocab_size != config.vocab_size:
         raise ValueError(f"{tokenizer.vocab_size} tokens do not fit vocab_size={config.vocab_size}")
@@ -1226,7 +1269,7 @@ def show_tokenizer(tokenizer, text):
         print(f"\nencode({text[:5]!r}) = {tokenizer.encode(text[:5])}")
         return
     print(f"{tokenizer.vocab_size:,} tokens: the 256 bytes, and {len(tokenizer.merges):,} that were made "
-          f"by joining two.\nThe first that were made, and so the most frequent pairs:\n")
+          f"by joining two.\nThe first of them, each of the pair that was the most frequent then:\n")
     for i, (left, right) in enumerate(tokenizer.merges[:8], start=256):
         print(f"    {i}  {tokenizer.decode([left])!r:<6} + {tokenizer.decode([right])!r:<6} "
               f"= {tokenizer.decode([i])!r}")
@@ -1246,11 +1289,11 @@ def show_check(findings):
 
 # %% Appendix D. Pieces of words
 # Characters are small steps: a context of 64 of them is a dozen words. Byte-pair encoding makes larger
-# tokens (Sennrich et al. 2016; on bytes, as here, in GPT-2). It starts from the 256 bytes, of which
-# every text consists, so no text holds an unknown token. It joins the two neighbours that come together
-# most often to a new token; and again, until there are as many tokens as we wish. The text is cut into
-# words first, each with the space before it. No token reaches across words, and the work is done only
-# once for all places where a word occurs.
+# tokens (Sennrich et al. 2016; on bytes, as here, in GPT-2). In UTF-8, every text is a row of bytes, so
+# it starts from the 256 possible ones, and no text can hold an unknown token. Then the pair of
+# neighbours that occurs most often becomes a new token, again and again, until there are as many as we
+# wish. The text is cut into words first, each with the space before it. So no token reaches across
+# words, and the work is done only once for all places where a word occurs.
 
 WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
 
@@ -1337,14 +1380,13 @@ def build_bpe_tokenizer(text, vocab_size):
     merges = []
     for new_id in range(256, vocab_size):
         pair = max(counts, key=lambda pair: (counts[pair], -pair[0], -pair[1]), default=None)
-        if pair is None or counts[pair] < 2:
+        if counts[pair] < 2:
             raise ValueError(f"the text is too short for vocab_size={vocab_size}; its pairs of tokens "
                              f"make {new_id} at most")
         for word in places.pop(pair):       # only these words change, and with them a few counts
             count(word, -1)
             ids[word] = join_pair(ids[word], pair, new_id)
             count(word, 1)
-        places.pop(pair, None)
         merges.append(pair)
     return BPETokenizer(merges)
 
@@ -1353,7 +1395,7 @@ TOKENIZERS = {"char": CharTokenizer, "bpe": BPETokenizer}
 
 
 # %% Appendix E. The demos
-# Small runs that check themselves. Each is a text, a Config, a prompt, and a check of what the model
+# Runs that check themselves. Each is a text, a Config, a prompt, and a check of what the model
 # does in the end: a list of findings, pairs of (whether it held, what was checked).
 
 
@@ -1383,7 +1425,7 @@ def check_pattern(pattern, model, bigram, tokenizer, val_text):
         total += len(true) - 2
     return [(right == total, f"from each of the {len(pattern)} places in {pattern!r}, greedy writing goes "
                              f"on with it: {right:,} of {total:,} characters are right, "
-                             f"{math.floor(100 * right / total)}%")]
+                             f"{100 * right // total}%")]
 
 
 def random_texts():
@@ -1463,7 +1505,7 @@ def first_function(text):
     header, *lines = text.split("\n")[:-1] or [""]
     indent = len(header) - len(header.lstrip())
     body = takewhile(lambda line: not line.strip() or line[:indent + 1].isspace(), lines)
-    return textwrap.dedent("\n".join([header, *body]) + "\n").rstrip() + "\n"
+    return textwrap.dedent("\n".join([header, *body])).rstrip() + "\n"
 
 
 def is_function(code):
@@ -1472,7 +1514,7 @@ def is_function(code):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")             # of backslashes that Python finds odd
             body = ast.parse(code).body
-    except (SyntaxError, ValueError):
+    except (SyntaxError, ValueError, MemoryError, RecursionError):     # the last two: nested too deeply
         return False
     return len(body) == 1 and isinstance(body[0], ast.FunctionDef)
 
@@ -1507,7 +1549,7 @@ def check_python(model, bigram, tokenizer, val_text):
          f"held-out files cost {bits[0]:.3f} bits per byte, and {bits[1]:.3f} with the bigram"),
         (shares[0] >= 0.5, f"of {len(headers)} functions from held-out files, given the first line, Python "
                            f"accepts {shares[0]:.1%} as the GPT completes them, {shares[1]:.1%} as the "
-                           f"bigram does; half of the GPT's are asked for")]
+                           f"bigram does; at least 50% are asked of the GPT")]
 
 
 DEMOS = {
@@ -1533,7 +1575,10 @@ DEMOS = {
 
 
 # %% Appendix F. Sizes
-# What does a model cost? All of this follows from its Config, before anything is built.
+# What does a model cost? It all follows from its Config, before anything is built. In training there
+# are, besides the weights, a gradient for each, two running means that AdamW keeps of it, and the
+# activations: what is computed on the way forward and needed on the way back. Work is counted in FLOPs,
+# additions and multiplications.
 
 SIZES = {
     "5k": {"vocab_size": 11, "block_size": 64, "n_layer": 1, "n_head": 2, "n_embd": 16},   # as in count
@@ -1547,7 +1592,7 @@ SIZES = {
 }
 
 
-# What `python gpt.py` trains on a GPU, if nothing else is said.
+# What `python gpt.py` trains with CUDA, if nothing else is said.
 ON_GPU = {**SIZES["11M"], "batch_size": 64, "max_steps": 2000, "eval_interval": 250, "dropout": 0.2}
 
 
@@ -1616,8 +1661,8 @@ def sizes_command(arguments):
 
 # %% Appendix G. Several processes
 # `torchrun --standalone --nproc_per_node=2 gpt.py` starts this file twice, each time on a GPU of its
-# own if there are any. Each process works on its rows of every batch; DistributedDataParallel takes the
-# mean of their gradients, so that all of them make the same step. The first one prints and saves.
+# own if there are any. Each process works on its rows of every batch of the GPT; DistributedDataParallel
+# takes the mean of their gradients, so that all make the same step. The first one prints and saves.
 
 
 def is_first_process():
@@ -1657,9 +1702,6 @@ class Trainee(nn.Module):
         super().__init__()
         self.model, self.fast, self.block_size = model, fast, model.block_size
 
-    def parameters(self):
-        return self.model.parameters()
-
     def state_dict(self):
         return self.model.state_dict()
 
@@ -1675,7 +1717,7 @@ class Trainee(nn.Module):
         _, loss = self.fast(idx[rank::n], targets[rank::n])     # (B, T) -> (B/n, T)
         mean = loss.detach().clone()
         dist.all_reduce(mean)                                   # the sum over all processes
-        return None, loss + (mean / n - loss).detach()          # its gradient, with the value of all
+        return None, loss + (mean / n - loss).detach()          # the loss of all, the gradient of these rows
 
 
 # %% Appendix H. The command line
@@ -1766,7 +1808,7 @@ def sample_command(arguments):
     for token in stream_tokens(model, idx, options.tokens, generator=generator, **dials):
         waiting += token[0].tolist()
         written = tokenizer.decode(waiting)
-        if len(waiting) == 4 or not written.endswith("\ufffd"):
+        if len(waiting) == 16 or not written.endswith("\ufffd"):
             print(written, end="", flush=True)
             waiting = []
     print(tokenizer.decode(waiting))
@@ -1784,6 +1826,8 @@ def choose_device(name=None):
 def load_text(path=None):
     """(name of the run, its text): from the file `path`, else Shakespeare, else the Python manual."""
     if path is not None:
+        if path.suffix in (".pt", ".csv") and path.resolve().parent == DATA.resolve():
+            raise ValueError(f"the run would write over {path}; give the text another name or place")
         try:
             return path.stem, path.read_bytes().decode("utf-8-sig")
         except UnicodeDecodeError as error:

@@ -110,7 +110,6 @@ def peak_memory(device):
 def measurements(device, quick, folder):
     """All of them: a dict from what is measured to a function that measures it once."""
     steps = {"0.6M": 2 if quick else 40, "10.8M": 1 if quick else 2}
-    tokens = 4 if quick else 128        # some full rounds of the window, which drops half a context at a time
     all_of_them = {"matrix product, float32, GFLOP/s": matrix_peak(device, torch.float32, 256 if quick else 2048)}
     if device == "cuda":
         all_of_them["matrix product, bfloat16, GFLOP/s"] = matrix_peak(device, torch.bfloat16, 8192)
@@ -119,7 +118,7 @@ def measurements(device, quick, folder):
         for batch in (1, 16):
             for use_cache in (True, False):
                 how = "with" if use_cache else "without"
-                n = tokens if use_cache else tokens // 4
+                n = 4 if quick else config.block_size // 2      # a full round: half a context is dropped in it
                 all_of_them[f"writing {name}, batch {batch}, {how} cache, tokens/s"] = writing(
                     config, device, batch, use_cache, n)
         all_of_them[f"loading {name}, ms"] = loading(config, folder)

@@ -113,7 +113,8 @@ def gpt2(weights, idx, n_head):
         outputs = []
         for qh, kh, vh in zip(q.chunk(n_head, -1), k.chunk(n_head, -1), v.chunk(n_head, -1)):
             scores = qh @ kh.mT / math.sqrt(qh.shape[-1]) + torch.full((T, T), -1e9).triu(1)
-            scores = scores.exp() / scores.exp().sum(-1, keepdim=True)
+            scores = (scores - scores.amax(-1, keepdim=True)).exp()
+            scores = scores / scores.sum(-1, keepdim=True)
             outputs.append(scores @ vh)
         x = x + linear(torch.cat(outputs, -1), block + "attention.proj")
         h = linear(norm(x, block + "norm_2"), block + "feed_forward.0")
@@ -200,3 +201,21 @@ def test_the_bigram_starts_by_knowing_nothing():
 def test_a_setting_that_cannot_work_is_named(settings, words):
     with pytest.raises(ValueError, match=words):
         gpt.Config(**settings)
+
+
+@pytest.mark.parametrize("position", POSITIONS)
+def test_the_first_heads_begin_by_looking_back(position):
+    torch.manual_seed(0)
+    model = gpt.GPT(gpt.Config(position=position)).eval()
+    T, nh, hs = 64, 4, 32
+    seen = {}
+    model.blocks[0].attention.register_forward_pre_hook(lambda module, inputs: seen.update(x=inputs[0]))
+    model(torch.randint(65, (4, T)))
+    q, k, _ = model.blocks[0].attention.qkv(seen["x"]).view(4, T, 3, nh, hs).permute(2, 0, 3, 1, 4)
+    if position == "rotary":
+        q, k = gpt.rotate(q, model.angles), gpt.rotate(k, model.angles)
+    scores = (q @ k.mT / hs**0.5).masked_fill(torch.ones(T, T).triu(1).bool(), -math.inf)
+    weights = scores.softmax(-1).mean(0)                                # (nh, T, T)
+    for h in range(nh):
+        by_distance = torch.stack([weights[h].diagonal(-distance).mean() for distance in range(T)])
+        assert by_distance.argmax() == h + 1 and by_distance[h + 1] > 0.5
