@@ -505,7 +505,7 @@ class GPT(nn.Module):
         """
         config, qkv = self.config, self.blocks[0].attention.qkv
         C, nh = config.n_embd, config.n_head
-        n = C // nh // 2                                # a hand takes two of the hs numbers, cosine and sine
+        n = C // nh // 2                                # hands in a head: each is a cosine and a sine
         clocks = torch.arange(n)
         if config.position != "rotary":                 # read the fastest clocks of the stream
             shown = torch.zeros(C, 2 * n)
@@ -821,7 +821,8 @@ def run(name, train_text, val_text, config, *, prompt=None, check=None, device="
 
     heading("7. Training")
     if saved:
-        print(f"going on after step {saved['step']}, with the learning rate of {config.max_steps} steps")
+        print(f"going on after step {saved['step']}, with the learning rate of {config.max_steps} "
+              f"steps")
     save = partial(save_run, name, config, tokenizer, sha256_of(text)) if is_first_process() else None
     recorder = Recorder(show=True, save=save, saved=saved)
     with ctrl_c_stops(recorder):
@@ -925,8 +926,9 @@ def check_config(config):
 def check_length(train_data, val_data, config):
     """A text must fill at least one context, and leave something to validate with."""
     if len(train_data) <= config.block_size or len(val_data) < 2:
-        raise ValueError(f"the text has {len(train_data)} tokens to train on, {len(val_data)} to validate "
-                         f"with; block_size={config.block_size} needs {config.block_size + 1} and 2")
+        raise ValueError(f"the text has {len(train_data)} tokens to train on, {len(val_data)} to "
+                         f"validate with; block_size={config.block_size} needs "
+                         f"{config.block_size + 1} and 2")
 
 
 def check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p):
@@ -1661,8 +1663,9 @@ def sizes_command(arguments):
 
 # %% Appendix G. Several processes
 # `torchrun --standalone --nproc_per_node=2 gpt.py` starts this file twice, each time on a GPU of its
-# own if there are any. Each process works on its rows of every batch of the GPT; DistributedDataParallel
-# takes the mean of their gradients, so that all make the same step. The first one prints and saves.
+# own if there are any. Each process works on its rows of every batch of the GPT;
+# DistributedDataParallel takes the mean of their gradients, so that all make the same step. The first
+# one prints and saves.
 
 
 def is_first_process():
@@ -1717,7 +1720,7 @@ class Trainee(nn.Module):
         _, loss = self.fast(idx[rank::n], targets[rank::n])     # (B, T) -> (B/n, T)
         mean = loss.detach().clone()
         dist.all_reduce(mean)                                   # the sum over all processes
-        return None, loss + (mean / n - loss).detach()          # the loss of all, the gradient of these rows
+        return None, loss + (mean / n - loss).detach()          # loss of all, gradient of these rows
 
 
 # %% Appendix H. The command line
@@ -1735,7 +1738,8 @@ def run_command(arguments):
     parser = Parser("gpt.py", allow_abbrev=False, argument_default=argparse.SUPPRESS,
                     formatter_class=argparse.RawDescriptionHelpFormatter,
                     description="Train a bigram and a GPT on a text, and compare them.",
-                    epilog="demos:\n" + "\n".join(f"  {name:<8} {demo.about}" for name, demo in DEMOS.items())
+                    epilog="demos:\n"
+                           + "\n".join(f"  {name:<8} {demo.about}" for name, demo in DEMOS.items())
                            + "\n\nother commands:\n  sample   let a trained model write\n"
                              "  sizes    what larger models cost")
     parser.add_argument("demo", nargs="?", default=None, help="a demo instead of the story; see below")
@@ -1771,7 +1775,8 @@ def run_command(arguments):
     device = join_processes(device)
     if name:
         demo = DEMOS[name]
-        held = run(name, *demo.texts(), config, prompt=demo.prompt, check=demo.check, device=device, **flags)
+        held = run(name, *demo.texts(), config, prompt=demo.prompt, check=demo.check, device=device,
+                   **flags)
         return 0 if held else 1
     name, text = load_text(path)
     run(name, *split(text), config, device=device, **flags)

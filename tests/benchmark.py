@@ -111,8 +111,9 @@ def measurements(device, quick, folder):
     """All of them: a dict from what is measured to a function that measures it once."""
     steps = {"0.6M": 2 if quick else 40, "10.8M": 1 if quick else 2}
     all_of_them = {"matrix product, float32, GFLOP/s": matrix_peak(device, torch.float32, 256 if quick else 2048)}
-    if device == "cuda":
-        all_of_them["matrix product, bfloat16, GFLOP/s"] = matrix_peak(device, torch.bfloat16, 8192)
+    if device == "cuda" or torch.cpu._is_avx512_bf16_supported():
+        all_of_them["matrix product, bfloat16, GFLOP/s"] = matrix_peak(
+            device, torch.bfloat16, 256 if quick else 8192 if device == "cuda" else 2048)
     for name, config in MODELS.items():
         all_of_them[f"training {name}, tokens/s"] = training(config, device, steps[name])
         for batch in (1, 16):
