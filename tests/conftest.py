@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")               # models this small are faster on one thread
 import gpt  # before torch: it silences torch's remark that NumPy is missing
 import torch
 
