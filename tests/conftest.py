@@ -23,6 +23,12 @@ def in_tmp(tmp_path, monkeypatch):
 
 
 @pytest.fixture
+def short_baseline(monkeypatch):
+    """For tests that run all chapters, but not for the bigram's sake."""
+    monkeypatch.setitem(gpt.BIGRAM_TRAINING, "max_steps", 5)
+
+
+@pytest.fixture
 def command(tmp_path):
     """Run a script of the project as a user would, in a temporary folder and with no network."""
     (tmp_path / "cats.txt").write_text(TEXT, encoding="utf-8")

@@ -11,6 +11,7 @@ from conftest import TEXT, tiny_config
 import attention_toy
 import gpt
 
+pytestmark = pytest.mark.usefixtures("short_baseline")
 BPE = gpt.build_bpe_tokenizer(TEXT, 290)
 
 

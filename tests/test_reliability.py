@@ -18,15 +18,10 @@ from conftest import ROOT, TEXT
 
 import gpt
 
+pytestmark = pytest.mark.usefixtures("short_baseline")
 KILLS = int(os.environ.get("KILLS", 20))
 SMALL = ["--text", "cats.txt", "--block_size", "16", "--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--dropout",
          "0.1", "--max_steps", "40", "--eval_interval", "10"]
-
-
-@pytest.fixture(autouse=True)
-def short_baseline(monkeypatch):
-    """The bigram is not what is tested here."""
-    monkeypatch.setitem(gpt.BIGRAM_TRAINING, "max_steps", 5)
 
 
 @pytest.fixture(scope="module")
@@ -124,13 +119,13 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path):
     whole.mkdir()
     for folder in (tmp_path, whole):
         (folder / "cats.txt").write_text(TEXT)
-    settings = [*SMALL[:-4], "--max_steps", "300", "--eval_interval", "20"]
+    settings = [*SMALL[:-4], "--max_steps", "200", "--eval_interval", "20"]
     codes = in_forks(f"""
 settings, draw = {settings!r}, random.Random({random.randrange(10**6)})
 print(wait(start(settings, "whole")))
 for _ in range({KILLS}):
     pid = start(settings)
-    time.sleep(draw.uniform(0.02, 0.3))
+    time.sleep(draw.uniform(0.02, 0.2))
     os.kill(pid, signal.SIGKILL)
     print(wait(pid))
 print(wait(start(settings)))
@@ -139,7 +134,7 @@ print(wait(start(settings)))
     assert (first, last) == (0, 0) and len(killed) == KILLS
     assert set(killed) <= {-signal.SIGKILL, 0} and killed.count(-signal.SIGKILL) > KILLS // 2
     assert_same_runs(tmp_path, whole)
-    assert [int(row["step"]) for row in rows(tmp_path / "data" / "cats.csv")] == list(range(20, 301, 20))
+    assert [int(row["step"]) for row in rows(tmp_path / "data" / "cats.csv")] == list(range(20, 201, 20))
     assert not list((tmp_path / "data").glob("cats.pt.*")) and not list((tmp_path / "data").glob("cats.csv.*"))
 
 
