@@ -234,7 +234,7 @@ def get_batch(data, step, config):
     generator = torch.Generator().manual_seed(1_000_003 * config.seed + step)
     starts = torch.randint(len(data) - T, (B, 1), generator=generator)
     places = starts + torch.arange(T + 1)       # (B, 1) + (T+1,) -> (B, T+1)
-    places = places.to(data.device, non_blocking=True)
+    places = places.to(data.device, non_blocking=True)      # to the GPU, if the data is there
     pieces = data[places]                       # (N,) -> (B, T+1)
     return pieces[:, :-1], pieces[:, 1:]        # (B, T+1) -> two of (B, T)
 
@@ -501,7 +501,8 @@ class GPT(nn.Module):
         What came a few tokens ago matters in every language, and to find that out by chance takes
         long. So each key shows the hands of some clocks, and each query the same hands turned back by
         h + 1 tokens: they agree best with what the key showed there, and so their dot product with it
-        is the largest. (Rotary positions need biases for this; without them, nothing is done.)
+        is the largest. The scores are as large as chapter 5 warns of; here they are wanted, since to look
+        there is no bad choice. (Rotary positions need biases for this; without, nothing is done.)
         """
         config, qkv = self.config, self.blocks[0].attention.qkv
         C, nh = config.n_embd, config.n_head
@@ -522,8 +523,8 @@ class GPT(nn.Module):
         else:
             return
         for h in range(nh):
-            heads[0, h, :2 * n] = rotate(shown, -(h + 1) * speeds).T        # queries
-            heads[1, h, :2 * n] = shown.T                                   # keys
+            heads[0, h, :2 * n] = rotate(shown, -(h + 1) * speeds).T        # queries: (C, 2n) -> (2n, C)
+            heads[1, h, :2 * n] = shown.T                                   # keys, and 1 for C if rotary
 
     def forward(self, idx, targets=None, cache=None):
         """idx, targets (B, T) int64 -> logits (B, T, V) and the loss (), None without targets.
@@ -786,7 +787,7 @@ def run(name, train_text, val_text, config, *, prompt=None, check=None, device="
     print(textwrap.indent(text[:150].rpartition("\n")[0] or text[:70], "    "))
 
     heading("2. Tokens")
-    show_tokenizer(tokenizer, train_text)
+    show_tokenizer(tokenizer, train_text, len(train_data))
 
     heading("3. Batches")
     print(f"{len(train_data):,} tokens to train on, {len(val_data):,} to validate with.")
@@ -1049,10 +1050,10 @@ class Recorder:
 
     def train_loss(self):
         """The mean loss of the batches since the last evaluation, if all of them are finite."""
-        losses = [float(loss) for loss in self.losses]
-        for step, loss in enumerate(losses, start=self.step - len(losses) + 1):
+        self.losses = [float(loss) for loss in self.losses]     # each is fetched from a GPU just once
+        for step, loss in enumerate(self.losses, start=self.step - len(self.losses) + 1):
             self.check_loss(loss, step)
-        return sum(losses) / len(losses)
+        return sum(self.losses) / len(self.losses)
 
     def check_loss(self, loss, step):
         """A loss that is not finite says that the weights are lost, most often in steps too large."""
@@ -1177,14 +1178,15 @@ def check_checkpoint(checkpoint, needed):
         raise ValueError(f"{tokenizer.vocab_size} tokens do not fit vocab_size={config.vocab_size}")
     if checkpoint["write_with"] not in ("model", "best"):
         raise ValueError(f"write_with is {checkpoint['write_with']!r}")
-    for kind in ("model", "best"):
-        weights = checkpoint.get(kind)
-        if weights is None and kind != checkpoint["write_with"]:
-            continue
-        if config.n_layer > len(weights):               # before a model is built that may be huge
-            raise ValueError(f"its weights are too few for n_layer={config.n_layer}")
-        with torch.device("meta"):                      # shapes alone, without memory for numbers
-            expected = {name: weight.shape for name, weight in GPT(config).state_dict().items()}
+    kinds = [kind for kind in ("model", "best")
+             if checkpoint.get(kind) is not None or kind == checkpoint["write_with"]]
+    if any(config.n_layer > len(checkpoint[kind]) for kind in kinds):   # else a giant might be built
+        raise ValueError(f"its weights are too few for n_layer={config.n_layer}")
+    with torch.device("meta"):                          # shapes alone, without memory for numbers
+        model = GPT(config)
+    expected = {name: weight.shape for name, weight in model.state_dict().items()}
+    for kind in kinds:
+        weights = checkpoint[kind]
         found = {name: weight.shape for name, weight in weights.items()}
         for name in {**expected, **found}:
             if expected.get(name) != found.get(name):
@@ -1200,7 +1202,7 @@ def check_checkpoint(checkpoint, needed):
         numbers = sum([list(row.values()) for row in checkpoint["history"]], checkpoint["losses"])
         if any(type(number) not in (int, float) for number in numbers):
             raise ValueError("its losses are not all numbers")
-        optimizer = build_optimizer(GPT(config), config)
+        optimizer = build_optimizer(model, config)
         optimizer.load_state_dict(checkpoint["optimizer"])
         for parameter in (p for group in optimizer.param_groups for p in group["params"]):
             moments = optimizer.state[parameter]
@@ -1269,8 +1271,8 @@ def print_results(rows, tokens_per_character=1.0):
               f"{math.exp(loss):>10.2f}  {'-' if seconds is None else f'{seconds:.1f} s':>13}")
 
 
-def show_tokenizer(tokenizer, text):
-    """Print how a tokenizer cuts a text."""
+def show_tokenizer(tokenizer, text, n_tokens):
+    """Print how a tokenizer cuts a text, which has n_tokens tokens."""
     if isinstance(tokenizer, CharTokenizer):
         print(f"{tokenizer.vocab_size} different characters, each a token:\n")
         print(textwrap.indent(textwrap.fill(repr(tokenizer.characters), 70), "    "))
@@ -1284,7 +1286,7 @@ def show_tokenizer(tokenizer, text):
     line = max((line for line in text[:5000].splitlines() if len(line) < 38), key=len, default=text[:38])
     pieces = "|".join(tokenizer.decode([i]) for i in tokenizer.encode(line))
     print(f"\nA line of the text, and its tokens:\n\n    {line}\n    {pieces}")
-    print(f"\n{len(text.encode()) / len(tokenizer.encode(text)):.2f} bytes per token")
+    print(f"\n{len(text.encode()) / n_tokens:.2f} bytes per token")
 
 
 def show_check(findings):
