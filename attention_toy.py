@@ -21,8 +21,8 @@ self-attention.
     python attention_toy.py                     everything but chapter 10, about a minute
     python attention_toy.py --quick             without the comparison, some seconds
     python attention_toy.py --text my.txt       the same with your own text
-    python attention_toy.py --model data/shakespeare.pt --prompt "ROMEO:\\nBut soft"
-                                                chapter 10, for a model that gpt.py has saved
+    python attention_toy.py --model shakespeare --prompt "ROMEO:\\nBut soft"
+                                                chapter 10, for a run that gpt.py has kept
 
 Read the code beside what it prints. The letters are those of gpt.py: B pieces of text side by side,
 T tokens in each, C channels (numbers) for one token, V tokens in the vocabulary, hs the head size.
@@ -42,10 +42,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from gpt import (CausalSelfAttention, Config, Parser, Recorder, attend, build_char_tokenizer,
-                 check_length, count_parameters, eval_mode, evaluate, heading, load_checkpoint,
-                 load_text, next_token_loss, print_results, rotate, run_cleanly, sinusoids, split,
-                 train, train_bigram)
+from gpt import (CausalSelfAttention, Config, Parser, Report, build_char_tokenizer,
+                 build_optimizer, check, check_range, continue_text, count_parameters, evaluate,
+                 find_run, first_prompt, heading, load_checkpoint, load_text, next_token_loss,
+                 one_head, print_results, rotate, run_cleanly, sinusoids, split, train_and_show,
+                 train_bigram, visible)
 
 import torch                        # after gpt, which silences a remark of torch about NumPy
 import torch.nn as nn
@@ -382,7 +383,7 @@ class TinyLanguageModel(nn.Module):
         super().__init__()
         self.vocab_size, self.block_size = config.vocab_size, config.block_size
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding = nn.Parameter(sinusoids(config.block_size, config.n_embd))
+        self.position_embedding = nn.Parameter(sinusoids(config))
         self.mixer = mixer
         self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
 
@@ -445,9 +446,9 @@ def train_tiny(make_mixer, train_data, val_data, config):
     """(model, seconds): a TinyLanguageModel with the mixer that make_mixer() returns, trained."""
     torch.manual_seed(config.seed)
     model = TinyLanguageModel(make_mixer(), config)
-    recorder = Recorder(show=True)
-    train(model, train_data, val_data, config, recorder)
-    return model, recorder.seconds
+    report = Report(build_optimizer(model, config))
+    train_and_show(model, train_data, val_data, config, report)
+    return model, report.seconds
 
 
 # %% 8. Questions
@@ -513,26 +514,27 @@ def why_mask(train_data, val_data, config):
 def why_several_heads():
     """Two pasts that a head with equal weights cannot tell apart, and two heads can."""
     pasts = torch.tensor([[5.0, 25.0], [10.0, 20.0]])         # (2 pasts, 2 tokens): a value each
-    one_head = torch.tensor([0.5, 0.5])                       # half of the weight on each token
-    two_heads = torch.eye(2)                                  # (2 heads, 2 tokens): one each
+    half_each = torch.tensor([0.5, 0.5])                      # one head: half of its weight on each
+    one_each = torch.eye(2)                                   # (2 heads, 2 tokens)
     print("values of the past    one head receives    two heads receive")
     for past in pasts:
-        print(f"{str(past.tolist()):<21} {one_head @ past:<20.0f} {(two_heads @ past).tolist()}")
+        print(f"{str(past.tolist()):<21} {half_each @ past:<20.0f} {(one_each @ past).tolist()}")
 
 
 # PyTorch has version 4 in one function, which is what gpt.py uses. It computes the same without
-# keeping the (T, T) weights, and faster. And `attend` in gpt.py is version 4 as well:
-# its four lines are the scores, the mask, the softmax and the weighted mean.
+# keeping the (T, T) weights, and faster. And `one_head` in gpt.py is version 4 as well, line by
+# line; only, the weights are called shares there.
 
 
 def same_as_pytorch():
-    """Compare version 4 with the fused function and with gpt.py's attend."""
+    """Compare version 4 with the fused function and with gpt.py's one_head."""
     torch.manual_seed(0)
     x, (w_query, w_key, w_value) = torch.randn(2, 8, 16), torch.randn(3, 16, 4) / 4
     steps = self_attention(x, w_query, w_key, w_value)
     q, k, v = steps["q"], steps["k"], steps["v"]
-    fused, written_out = F.scaled_dot_product_attention(q, k, v, is_causal=True), attend(q, k, v)
-    others = {"F.scaled_dot_product_attention": fused, "attend in gpt.py": written_out}
+    others = {"F.scaled_dot_product_attention":
+                  F.scaled_dot_product_attention(q, k, v, is_causal=True),      # (B, T, hs)
+              "one_head in gpt.py": one_head(x, w_query, w_key, w_value)}       # (B, T, hs)
     for name, other in others.items():
         torch.testing.assert_close(other, steps["result"], atol=1e-6, rtol=0)
         difference = (other - steps["result"]).abs().max()
@@ -550,7 +552,8 @@ def why_positions():
     T, C, hs = 8, 16, 3
     table = torch.randn(128, C)                               # a row for each character
     w_query, w_key, w_value = torch.randn(3, C, hs) / math.sqrt(C)  # (3, C, hs) -> three of (C, hs)
-    for title, positions in (("without", torch.zeros(T, C)), ("with", sinusoids(T, C))):
+    clocks = sinusoids(Config(block_size=T, n_embd=C))        # (T, C)
+    for title, positions in (("without", torch.zeros(T, C)), ("with", clocks)):
         print(f"What the r receives, {title} positions:")
         for text in (EXAMPLE[0], "eo bt or"):
             x = table[[ord(character) for character in text]][None]     # (1, T, C)
@@ -575,6 +578,13 @@ def no_mixing(x):
     return {"result": x}
 
 
+class ManyHeads(CausalSelfAttention):
+    """The class of gpt.py as a mixer: (B, T, C) -> (B, T, C)."""
+
+    def forward(self, x):
+        return super().forward(x, places=torch.arange(x.shape[1]))      # (B, T, C) -> (B, T, C)
+
+
 def compare(train_data, val_data, config):
     """Train the tiny model with each mixer -> (rows for print_results, the model of version 4)."""
     C = config.n_embd
@@ -583,7 +593,7 @@ def compare(train_data, val_data, config):
               "2 matrix product": partial(Average, average_by_matrix, C),
               "3 softmax": partial(Average, average_by_softmax, C),
               "4 self-attention": partial(Attention, C),
-              "4, with 4 heads": partial(CausalSelfAttention, config)}
+              "4, with 4 heads": partial(ManyHeads, config)}
     print("bigram")
     bigram, seconds = train_bigram(train_data, val_data, config)
     rows, models = [("bigram", count_parameters(bigram), evaluate(bigram, val_data), seconds)], {}
@@ -635,19 +645,22 @@ def in_words(weights):
 # %% 10. A trained GPT
 # What do the heads of a real model look at? It does not keep the weights of its attention. But a
 # hook, a function that PyTorch calls when a module is used, can catch what goes into each attention
-# module, and from that we compute its queries and keys again. Then the trick of chapter 3: if each
-# token holds a single 1 as its value, what a token receives is its weights.
+# module. From that we compute its queries and keys again, and the rest is version 4: the scores,
+# the mask and the softmax.
 
 
-def attention_weights(attention, x, angles=None):
-    """The weights (B, nh, T, T) in a CausalSelfAttention for its input x (B, T, C)."""
-    B, T, C = x.shape
-    nh = attention.n_head
-    qkv = attention.qkv(x).view(B, T, 3, nh, C // nh)         # (B, T, C) -> (B, T, 3, nh, hs)
-    q, k, _ = qkv.permute(2, 0, 3, 1, 4)                      # -> three of (B, nh, T, hs)
-    if angles is not None:                                    # rotary positions
-        q, k = rotate(q, angles), rotate(k, angles)
-    return attend(q, k, torch.eye(T))                         # v is (T, T) -> (B, nh, T, T)
+def attention_weights(attention, x, places):
+    """The weights (B, nh, T, T) in a CausalSelfAttention for x (B, T, C) at places (T,)."""
+    config, (B, T, C) = attention.config, x.shape
+    hs = C // config.n_head
+    q, k, _ = attention.qkv(x).split(C, dim=-1)               # (B, T, C) -> three of (B, T, C)
+    q = q.view(B, T, config.n_head, hs).transpose(1, 2)       # (B, T, C) -> (B, nh, T, hs)
+    k = k.view(B, T, config.n_head, hs).transpose(1, 2)       # (B, T, C) -> (B, nh, T, hs)
+    if config.position == "rotary":
+        q, k = rotate(q, places, config), rotate(k, places, config)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(hs)          # both of them -> (B, nh, T, T)
+    future = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)    # (T, T)
+    return F.softmax(scores.masked_fill(future, -math.inf), dim=-1)     # (B, nh, T, T)
 
 
 @torch.no_grad()
@@ -655,39 +668,56 @@ def weights_of_all_heads(model, idx):
     """The attention of a GPT that reads idx (B, T): for each layer, weights (B, nh, T, T)."""
     layers = []
 
-    def catch(attention, inputs):                             # inputs: x, angles and a cache
+    def catch(attention, inputs):                             # inputs: x, places and a cache
         layers.append(attention_weights(attention, *inputs[:2]))
 
     hooks = [block.attention.register_forward_pre_hook(catch) for block in model.blocks]
+    was_training = model.training
+    model.eval()                                              # without dropout
     try:
-        with eval_mode(model):
-            model(idx)
+        model(idx)
     finally:
+        model.train(was_training)
         for hook in hooks:
             hook.remove()
     return layers
 
 
+ROMEO = "ROMEO:\nBut soft"
+
+
+def default_prompt(model, tokenizer):
+    """ROMEO, or what fits of it into the context. A model that lacks its characters writes a text
+    of its own: there its heads look at what they know."""
+    length = min(len(ROMEO), model.block_size)
+    if set(ROMEO[:length]) <= set(tokenizer.characters):
+        return ROMEO[:length]
+    return continue_text(model, tokenizer, first_prompt(tokenizer), length - 1, temperature=0.8)
+
+
 MOST = 36                                                     # cells that fit into 80 columns
 
 
-def show_model(path, prompt):
+def show_model(path, prompt=None):
     """Each head of each layer of the model at `path`, as it reads `prompt`.
 
-    Raises ValueError for a prompt that the model cannot read, or of less than 2 characters, and
-    for a model whose tokens are not characters.
+    Raises UserError for a prompt that the model cannot read, or of less than 2 characters, and for
+    a model whose tokens are not characters, or that looks at no more than one.
     """
     model, tokenizer = load_checkpoint(path)
-    if model.config.tokenizer != "char":
-        raise ValueError(f"{path} reads pieces of words; the pictures are of models that read characters")
-    if len(prompt) < 2:
-        raise ValueError(f"the prompt must have at least 2 characters, not {len(prompt)}: the "
-                         f"first has only itself to look at")
+    check(model.config.tokenizer == "char", f"{path} reads pieces of words; the pictures are of "
+                                            f"models that read characters")
+    check(model.block_size > 1, f"{path} looks at one character at a time, so there is no past")
+    prompt = default_prompt(model, tokenizer) if prompt is None else prompt
+    check(len(prompt) > 1, f"the prompt must have at least 2 characters, not {len(prompt)}: the "
+                           f"first has only itself to look at")
+    check(len(prompt) <= model.block_size, f"the prompt has {len(prompt)} characters; this model "
+                                           f"can look at {model.block_size} at most")
     idx = torch.tensor([tokenizer.encode(prompt)])            # (1, T)
     layers = weights_of_all_heads(model, idx)
     equal = average_by_matrix(idx[:, :, None].float())["weights"]   # (T, T)
     heading("10. A trained GPT")
-    print(textwrap.fill(f"The model in {path} reads {prompt!r}.", 79))
+    print(textwrap.fill(visible(f"The model in {path} reads {prompt!r}."), 79))
     print(f"{LEGEND}.\n"
           f"Look for a diagonal (a fixed distance back), for columns (a character that many\n"
           f"look at), and for single dark cells (content: this one matters to that one).\n"
@@ -710,7 +740,8 @@ def run(text, quick=False):
     config = Config(**TINY)
     tokenizer = build_char_tokenizer(text)
     train_data, val_data = split(torch.tensor(tokenizer.encode(text)))
-    check_length(train_data, val_data, config)
+    check_range("the number of tokens to train on", len(train_data), config.block_size + 1)
+    check_range("the number of tokens to validate with", len(val_data), 2)
     config = replace(config, vocab_size=tokenizer.vocab_size)
     for title, chapter in (("1. Tensors", tensor_moves),
                            ("2. An example", show_example),
@@ -735,20 +766,21 @@ def command(arguments):
                     description="Four ways to gather the past, from a loop to self-attention.")
     parser.add_argument("--quick", action="store_true", help="skip the comparison (a minute)")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
-    parser.add_argument("--model", type=Path, metavar="FILE",
-                        help="only show what its heads look at")
-    parser.add_argument("--prompt", help=r"what it reads: ROMEO:\nBut soft if not given; "
-                                         r"\n is a new line")
+    parser.add_argument("--model", metavar="RUN",
+                        help="only show what the heads of a kept run look at; its name or path")
+    parser.add_argument("--prompt", help=r"what it reads, \n is a new line; if not given, "
+                                         r"ROMEO:\nBut soft, or a text of its own if it lacks "
+                                         r"these characters")
     options = parser.parse_args(arguments)
     if options.model is None:
-        if options.prompt is not None:
-            raise ValueError("--prompt is for a trained model; say for which with --model")
+        check(options.prompt is None,
+              "--prompt is for a trained model; say for which with --model")
         run(load_text(options.text)[1], options.quick)
     else:
-        if options.quick or options.text is not None:
-            raise ValueError("--model only shows that model: it goes without --quick and --text")
-        prompt = r"ROMEO:\nBut soft" if options.prompt is None else options.prompt
-        show_model(options.model, prompt.replace(r"\n", "\n"))
+        check(not options.quick and options.text is None,
+              "--model only shows that model: it goes without --quick and --text")
+        prompt = options.prompt and options.prompt.replace(r"\n", "\n")
+        show_model(find_run(options.model), prompt)
 
 
 if __name__ == "__main__":

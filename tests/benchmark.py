@@ -78,7 +78,7 @@ def one_more_token(block_size, context, device, tokens):
 
     @torch.inference_mode()
     def measure():
-        cache = {}
+        cache = gpt.Cache()
         model(idx, cache=cache)
 
         def work():
@@ -92,10 +92,14 @@ def one_more_token(block_size, context, device, tokens):
 
 def loading(config, folder):
     """A measurement of milliseconds to load a checkpoint."""
-    path = Path(folder) / f"{config.n_embd}.pt"
-    tokenizer = gpt.CharTokenizer("".join(map(chr, range(32, 32 + config.vocab_size))))
-    gpt.save_checkpoint(path, config, tokenizer, {"model": gpt.GPT(config).state_dict(), "write_with": "model"})
-    return lambda: 1000 * seconds(lambda: gpt.load_checkpoint(path), "cpu")
+    model, vocabulary = gpt.GPT(config), "".join(map(chr, range(32, 32 + config.vocab_size)))
+    data = torch.randint(config.vocab_size, (10_000,))
+    report = next(gpt.train(model, data, data[:100], config))
+    gpt.DATA = Path(folder)
+    keeper = gpt.Keeper(str(config.n_embd))
+    keeper.about = {"config": gpt.asdict(config), "vocabulary": vocabulary, "text_sha256": "", "bigram": None}
+    keeper.save(model, report)
+    return lambda: 1000 * seconds(lambda: gpt.load_checkpoint(keeper.path(".pt")), "cpu")
 
 
 def peak_memory(device):

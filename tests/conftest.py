@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")               # models this small are faster on one thread
+os.environ.setdefault("OMP_NUM_THREADS", "1")       # models this small are faster on one thread
 import gpt  # before torch: it silences torch's remark that NumPy is missing
 import torch
 
@@ -44,9 +44,9 @@ def command(tmp_path):
 
 
 def tiny_config(**settings):
-    """A small model with random weights everywhere, so that no part is silently zero."""
-    defaults = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, batch_size=4, max_steps=6,
-                    warmup_steps=2, eval_interval=3, learning_rate=1e-2)
+    """The settings of a model that is small enough to try everything with."""
+    defaults = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, batch_size=4,
+                    max_steps=6, warmup_steps=2, eval_interval=3, learning_rate=1e-2)
     return gpt.Config(**{**defaults, **settings})
 
 
@@ -58,3 +58,12 @@ def noisy_gpt(config, seed=0):
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model.eval()
+
+
+def counted_bigram(tokens, vocab_size):
+    """A bigram made by counting which token follows which in tokens (N,)."""
+    counts = torch.zeros(vocab_size, vocab_size)
+    counts.index_put_((tokens[:-1], tokens[1:]), torch.ones(len(tokens) - 1), accumulate=True)
+    model = gpt.BigramLanguageModel(vocab_size)
+    model.table.weight.data = counts.log()              # never seen: -inf, probability 0
+    return model

@@ -1,30 +1,60 @@
 """Chapter 9 and the appendix: the commands as a user types them, and the files that they leave."""
 
+import contextlib
 import csv
+import io
 import math
 import os
-import pty
 import signal
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
-from conftest import ROOT, TEXT, noisy_gpt, tiny_config
+from conftest import ROOT, TEXT
 
+import bigram
 import gpt
 
 TINY = ["--block_size", 16, "--n_layer", 1, "--n_head", 2, "--n_embd", 16, "--max_steps", 40, "--eval_interval", 15]
+CATS = ["--text", "cats.txt", *TINY]
+
+
+def main(*arguments, program=gpt.main):
+    """(exit code, standard output, standard error) of a command, run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = program([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def one_line(*arguments, words=""):
+    """Run a command that must fail in one line, exit code 2; the line."""
+    code, _, error = main(*arguments)
+    assert code == 2 and error.count("\n") == 1 and error.startswith("gpt.py") and words in error, error
+    return error
 
 
 def files(folder):
     return sorted(path.name for path in (folder / "data").glob("*"))
 
 
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
 def table(output):
-    """The last table of an output, as {model: [columns]}."""
-    lines = output[output.rindex("model   "):].splitlines()[1:4]
-    return {line[:16].strip(): line[16:].split() for line in lines}
+    """The last table of results in an output, as {model: [columns]}."""
+    lines = [line for line in output[output.rindex("\nmodel  "):].splitlines() if line.split("  ")[0]]
+    return {line.split("  ")[0]: line.split()[line.split("  ")[0].count(" ") + 1:] for line in lines[1:4]}
+
+
+@pytest.fixture
+def cats(in_tmp, short_baseline):
+    """The current folder, with a small text in it."""
+    (in_tmp / "cats.txt").write_text(TEXT, encoding="utf-8")
+    return in_tmp
 
 
 @pytest.fixture(scope="module")
@@ -32,16 +62,16 @@ def story(tmp_path_factory):
     """One run of `python gpt.py` on a small text: its folder and its output."""
     folder = tmp_path_factory.mktemp("story")
     (folder / "cats.txt").write_text(TEXT, encoding="utf-8")
-    done = subprocess.run([sys.executable, ROOT / "gpt.py", "--text", "cats.txt", *map(str, TINY)], cwd=folder,
-                          capture_output=True, text=True, timeout=80)
-    assert (done.returncode, done.stderr) == (0, "")
-    return folder, done.stdout
+    with contextlib.chdir(folder):
+        code, output, error = main(*CATS)
+    assert (code, error) == (0, "")
+    return folder, output
 
 
 def test_the_story_tells_its_chapters_in_80_columns(story):
     output = story[1]
-    titles = ["1. Text", "2. Tokens", "3. Batches", "4. Bigram", "5. Attention", "6. GPT", "7. Training",
-              "8. Writing", "9. The run"]
+    titles = ["1. Text", "2. Tokens", "3. Batches", "4. Bigram", "5. Attention, and 6. GPT", "7. Training", "8. Writing",
+              "9. The run"]
     assert [line for line in output.splitlines() if line[:3] in {f"{i}. " for i in range(1, 10)}] == titles
     assert max(map(len, output.splitlines())) < 80
     assert "\r" not in output and "\x1b" not in output
@@ -65,7 +95,7 @@ def test_the_story_ends_with_a_table_that_is_true(story):
         assert perplexity == pytest.approx(math.exp(loss), abs=0.01)
 
 
-def test_the_story_leaves_its_files(story):
+def test_the_story_leaves_its_files_and_says_what_is_next(story):
     folder, output = story
     assert files(folder) == ["cats-bigram.txt", "cats-gpt.txt", "cats.csv", "cats.pt"]
     samples = [(folder / "data" / name).read_text() for name in ("cats-bigram.txt", "cats-gpt.txt")]
@@ -76,73 +106,92 @@ def test_the_story_leaves_its_files(story):
     with open(folder / "data" / "cats.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["step"] for row in rows] == ["15", "30", "40"]
+    assert float(rows[1]["learning_rate"]) == pytest.approx(gpt.learning_rate_at(29, gpt.Config(max_steps=40)))
     assert f"val {float(rows[-1]['val_loss']):.4f}" in output
+    commands = [line.split() for line in output.splitlines() if line.startswith("    ")][-2:]
+    assert commands[1] == ["diff", "-y", "data/cats-bigram.txt", "data/cats-gpt.txt"]
+    with contextlib.chdir(folder):
+        assert main(*commands[0][2:])[0] == 0 and commands[0][:2] == ["python", "gpt.py"]
 
 
-def test_bigram_prints_the_same_form_and_leaves_the_same_sample(story, command):
-    done = command("bigram.py", "--text", "cats.txt")
-    assert (done.returncode, done.stderr) == (0, "")
-    ours, theirs = table(done.stdout), table(story[1])
+def test_bigram_prints_the_same_form_and_leaves_the_same_sample(story, in_tmp):
+    (in_tmp / "cats.txt").write_text(TEXT)
+    command = lambda arguments: gpt.run_cleanly("bigram.py", bigram.command, arguments)
+    code, output, error = main("--text", "cats.txt", program=command)
+    assert (code, error) == (0, "")
+    ours, theirs = table(output), table(story[1])
     assert ours["uniform"] == theirs["uniform"] and ours["bigram"][:4] == theirs["bigram"][:4]
-    assert "'q'" not in done.stdout and "'T'      'h'" in done.stdout      # after T comes h, in TEXT always
-    assert max(map(len, done.stdout.splitlines()[:-30])) < 80
-    sample = (command.folder / "data" / "cats-bigram.txt").read_text()
-    assert sample == (story[0] / "data" / "cats-bigram.txt").read_text()
+    assert "'q'" not in output and "'T'      'h'" in output             # after T comes h, in TEXT always
+    sample = in_tmp / "data" / "cats-bigram.txt"
+    assert sample.read_text() == (story[0] / "data" / "cats-bigram.txt").read_text()
+    sample.write_text("something else")
+    assert main("--text", "cats.txt", program=command)[0] == 0
+    assert (in_tmp / "data" / "cats-1-bigram.txt").read_text() == "something else"      # never written over
 
 
-def test_sample_writes_from_the_saved_run(story, monkeypatch, capsys):
+def test_sample_writes_from_the_run_that_it_names(story, monkeypatch):
     arguments = ["--prompt", r"The cat\nThe", "--tokens", "30", "--seed", "1", "--top_k", "5", "--top_p", "0.9"]
     monkeypatch.chdir(story[0])
-    assert gpt.main(["sample", *arguments]) == 0
-    written = capsys.readouterr().out
+    code, written, said = main("sample", *arguments)
+    assert code == 0 and said == "data/cats.pt writes:\n"
     assert written.startswith("The cat\nThe") and len(written) == 11 + 30 + 1
-    assert gpt.main(["sample", "cats", *arguments]) == 0                # the same seed, the same text
-    assert capsys.readouterr().out == written
+    for run in ("cats", "data/cats.pt", story[0] / "data" / "cats.pt"):
+        assert main("sample", run, *arguments)[1] == written            # the same seed, the same text
+    assert main("sample", *arguments[:-6], "--tokens", "30")[1] != main("sample", *arguments[:-6], "--tokens", "30")[1]
 
 
-@pytest.mark.parametrize("seed", ["-1", "99999999999999999999999"])
-def test_a_seed_out_of_range_is_named(story, monkeypatch, capsys, seed):
-    monkeypatch.chdir(story[0])
-    assert gpt.main(["sample", "--seed", seed]) == 2
-    assert f"seed must be at least 0 and below 4294967296, not {seed}" in capsys.readouterr().err
+def test_a_reader_that_leaves_ends_a_command_quietly(story):
+    gpt_py = f"{sys.executable} {ROOT / 'gpt.py'}"
+    script = f"{gpt_py} sample --tokens 3000 2>&1 | head -c 25; echo ${{PIPESTATUS[0]}} >&2"
+    done = subprocess.run(["bash", "-c", script], cwd=story[0], capture_output=True, timeout=60)
+    assert done.stderr == b"141\n" and len(done.stdout) == 25           # not 0: it has not done all of its work
 
 
-def test_a_reader_that_leaves_ends_the_sample_quietly(story):
-    script = f"{sys.executable} {ROOT / 'gpt.py'} sample --tokens 3000 | head -c 5"
-    done = subprocess.run(["bash", "-o", "pipefail", "-c", script], cwd=story[0], capture_output=True, timeout=60)
-    assert done.stderr == b"" and len(done.stdout) == 5
-
-
-def test_with_no_network_the_manual_is_learned_under_its_own_name(command):
-    done = command("gpt.py", *TINY[:-4], "--max_steps", 3)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "ProxyError" in done.stdout and "data/tinyshakespeare.txt" in done.stdout
-    assert files(command.folder) == ["manual-bigram.txt", "manual-gpt.txt", "manual.csv", "manual.pt"]
+def test_with_no_network_the_manual_is_learned_under_its_own_name(in_tmp, short_baseline, monkeypatch):
+    monkeypatch.setattr(gpt, "SHAKESPEARE_URL", "http://127.0.0.1:9/")
+    code, output, error = main(*TINY[:-4], "--max_steps", 3)
+    assert (code, error) == (0, "")
+    assert "ConnectionError" in output and "data/tinyshakespeare.txt" in output
+    assert files(in_tmp) == ["manual-bigram.txt", "manual-gpt.txt", "manual.csv", "manual.pt"]
 
 
 @pytest.mark.parametrize("arguments, words", [
     (["--text", "missing.txt"], "missing.txt"), (["--text", "."], "'.'"), (["--text", "latin.txt"], "not UTF-8"),
-    (["--text", "short.txt"], "the text has 10 tokens"), (["--text", "empty.txt"], "the text has 0 tokens"),
-    (["--text", "cats.txt", "--block_size", "9000"], "block_size=9000"),
+    (["--text", "short.txt"], "must be at least 65"), (["--text", "empty.txt"], "empty.txt is empty"),
+    (["--text", "cats.txt", "--block_size", "9000"], "must be at least 9001"),
     (["--n_layers", "3"], "--n_layers"), (["--n_layer", "many"], "many"), (["--n_layer", "0"], "n_layer"),
-    (["--device", "abacus"], "abacus"), (["--position", "nowhere"], "nowhere"), (["poem"], "poem"),
-    (["--text", "cats.txt", "--resume"], "there is no checkpoint data/cats.pt"),
+    (["--device", "abacus"], "no device 'abacus' here"), (["--position", "nowhere"], "nowhere"),
+    (["poem"], "no demo poem, only hello, count, random, coder"), (["my.txt"], "a text goes with --text"),
+    (["smaple"], "sample, runs, sizes"), (["--seed", "1", "sample"], "come first"), (["help"], "no demo help"),
+    (["--name", "a/b", "--text", "cats.txt"], "'a/b'"), (["--name", "..", "--text", "cats.txt"], "'..'"),
+    (["--text", "cats.txt", "--resume"], "no run cats; those that are kept: none"),
     (["sample"], "`python gpt.py` makes one"), (["sample", "--top_p", "2"], "`python gpt.py` makes one"),
-    (["sample", "nobody"], "data/nobody.pt"), (["sample", "--tokens", "few"], "few"),
+    (["sample", "nobody"], "no run nobody"), (["sample", "--tokens", "few"], "few"), (["--bogus"], "--bogus"),
+    (["hello", "--text", "cats.txt"], "leave out"), (["--vocab_size", "99"], "--tokenizer bpe"),
+    (["--size", "8M"], "'7M', '11M'"), (["--tokenizer", "word"], "char or bpe"),
+    (["--tokenizer", "bpe", "--vocab_size", "256", "--text", "cats.txt"], "at least 257"),
+    (["hello", "--n_embd", "33"], "n_embd must be a multiple of n_head=4"),
+    (["hello", "--position", "rotary", "--n_embd", "12"], "rotary positions need pairs"),
+    (["--tokenizer", "bpe", "--vocab_size", "9000", "--text", "cats.txt"], "too short for vocab_size=9000"),
 ])
-def test_a_mistake_gets_one_line_and_exit_code_2(in_tmp, capsys, arguments, words):
-    (in_tmp / "cats.txt").write_text(TEXT)
-    (in_tmp / "latin.txt").write_bytes(b"na\xefve" * 100)
-    (in_tmp / "short.txt").write_text("Hello there!")
-    (in_tmp / "empty.txt").write_text("")
-    before = sorted(in_tmp.rglob("*"))
-    try:
-        code = gpt.main([*([] if arguments[0] == "sample" else ["--max_steps", "5"]), *arguments])
-    except SystemExit as exit:
-        code = exit.code
-    error = capsys.readouterr().err
-    assert code == 2 and error.count("\n") == 1 and error.startswith("gpt.py") and words in error
-    assert sorted(in_tmp.rglob("*")) == before
+def test_a_mistake_gets_one_line_and_exit_code_2(cats, arguments, words):
+    (cats / "latin.txt").write_bytes(b"na\xefve" * 100)
+    (cats / "short.txt").write_text("Hello there!")
+    (cats / "empty.txt").write_text("")
+    before = sorted(cats.rglob("*"))
+    one_line(*arguments, words=words)
+    assert sorted(cats.rglob("*")) == before
+
+
+def test_help_explains_every_setting_and_what_may_be_chosen():
+    code, output, _ = main("--help")
+    assert code == 0
+    said = " ".join(output.split())
+    for name in vars(gpt.Config()):
+        assert f"--{name}" in said
+    for words in ("learned, sinusoidal or rotary", "char, a character, or bpe", "hello", "runs", "sizes", "(3000)"):
+        assert words in said
+    assert main("sample", "--help")[0] == main("runs", "--help")[0] == 0
 
 
 def test_importing_does_no_work_and_prints_nothing(tmp_path):
@@ -153,82 +202,236 @@ def test_importing_does_no_work_and_prints_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+# Stopping and going on
+
+
 def run_in_terminal(folder, *arguments, interrupt_after=None):
-    """The output and exit code of gpt.py in a pseudo-terminal; Ctrl-C once a text has appeared."""
-    master, slave = pty.openpty()
+    """The output, exit code and seconds to stop of gpt.py in a pseudo-terminal; Ctrl-C once a text has appeared."""
+    pty = pytest.importorskip("pty")
+    terminal, slave = pty.openpty()
     process = subprocess.Popen([sys.executable, ROOT / "gpt.py", *map(str, arguments)], cwd=folder, stdin=slave,
                                stdout=slave, stderr=slave, start_new_session=True)
     os.close(slave)
-    output = b""
+    output, pressed = b"", time.monotonic()
     while True:
         try:
-            output += os.read(master, 4096)
+            output += os.read(terminal, 4096)
         except OSError:                                         # how Linux tells that the other end is closed
             break
         if interrupt_after and interrupt_after in output:
-            interrupt_after = None
+            interrupt_after, pressed = None, time.monotonic()
             process.send_signal(signal.SIGINT)
-    os.close(master)
-    return output.decode(), process.wait()
+    os.close(terminal)
+    return output.decode(), process.wait(), time.monotonic() - pressed
 
 
-def test_ctrl_c_saves_and_samples_and_resume_goes_on_to_the_same_end(tmp_path, short_baseline, monkeypatch, capsys):
-    (tmp_path / "cats.txt").write_text(TEXT)
-    settings = ["--text", "cats.txt", *TINY[:-4], "--max_steps", 450, "--eval_interval", 200, "--dropout", 0.1]
-    output, code = run_in_terminal(tmp_path, *settings, interrupt_after=b"/450  train")
-    assert code == 0 and "stopped after step" in output and "GPT  " in output
-    assert "\rstep" in output                                   # redrawn in place
-    assert files(tmp_path) == ["cats-bigram.txt", "cats-gpt.txt", "cats.csv", "cats.pt"]
-    stopped = gpt.read_checkpoint(tmp_path / "data" / "cats.pt")
-    assert 0 < stopped["step"] < 450
-
-    monkeypatch.chdir(tmp_path)
-    assert gpt.main([*map(str, settings), "--resume"]) == 0
-    assert f"going on after step {stopped['step']}, with the learning rate of 450 steps\n" in capsys.readouterr().out
-    at_once = tmp_path / "at once"
-    at_once.mkdir()
-    monkeypatch.chdir(at_once)
-    assert gpt.main([*map(str, settings[2:]), "--text", "../cats.txt"]) == 0
-    for name in ("cats.csv", "cats-gpt.txt"):
-        assert (tmp_path / "data" / name).read_text() == (at_once / "data" / name).read_text()
-    ours, theirs = (gpt.read_checkpoint(folder / "data" / "cats.pt") for folder in (tmp_path, at_once))
-    for name, weight in theirs["model"].items():
-        assert torch.equal(weight, ours["model"][name])
+def same_weights(one, other):
+    ours, theirs = (gpt.load_run(folder / "data" / "cats.pt") for folder in (one, other))
+    return all(torch.equal(weight, theirs.model.state_dict()[name]) and
+               torch.equal(ours.report.best[name], theirs.report.best[name])
+               for name, weight in ours.model.state_dict().items())
 
 
-def test_resume_refuses_other_settings_and_another_text(in_tmp, short_baseline, capsys):
-    (in_tmp / "cats.txt").write_text(TEXT)
-    assert gpt.main(["--text", "cats.txt", *map(str, TINY)]) == 0
-    before = (in_tmp / "data" / "cats.pt").read_bytes()
-    for change, words in ((["--n_embd", "32"], "n_embd=16, not 32"), (["--seed", "5"], "seed=1337, not 5")):
-        assert gpt.main(["--text", "cats.txt", *map(str, TINY), "--resume", *change]) == 2
-        assert words in capsys.readouterr().err
-    (in_tmp / "cats.txt").write_text(TEXT.replace("cat", "act"))
-    assert gpt.main(["--text", "cats.txt", *map(str, TINY), "--resume"]) == 2
-    assert "another text" in capsys.readouterr().err
-    assert (in_tmp / "data" / "cats.pt").read_bytes() == before
+def test_ctrl_c_stops_at_once_and_resume_goes_on_to_the_same_end(cats, monkeypatch):
+    settings = [*CATS[:-4], "--max_steps", 3000, "--eval_interval", 50, "--dropout", 0.1]
+    output, code, seconds = run_in_terminal(cats, *settings, interrupt_after=b"/3000  train")
+    last = output.splitlines()[-1]
+    assert code == 130 and seconds < 2 and last.startswith("gpt.py: stopped; step ") and "--resume" in last
+    assert "\rstep" in output and "9. The run" not in output    # redrawn in place, and nothing after the stop
+    saved = gpt.load_run(cats / "data" / "cats.pt")
+    assert f"step {saved.report.step} is saved" in last and saved.report.step % 50 == 0
+
+    more = ["--max_steps", saved.report.step + 70]              # the rest would take too long for a test
+    code, output, error = main("--text", "cats.txt", "--resume", *more)
+    assert (code, error) == (0, "") and gpt.load_run("data/cats.pt").config.dropout == 0.1
+    kept = {name: (cats / "data" / name).read_bytes() for name in ("cats.csv", "cats-gpt.txt")}
+    assert kept["cats.csv"].splitlines()[-1].startswith(f"{saved.report.step + 70},".encode())
 
 
-def test_a_checkpoint_gives_back_the_same_model(tmp_path):
-    config = tiny_config(dropout=0.1)
-    model = noisy_gpt(config)
-    state = {"model": model.state_dict(), "write_with": "model"}
-    gpt.save_checkpoint(tmp_path / "a.pt", config, gpt.CharTokenizer("abcdefghijk"), state)
-    loaded, tokenizer = gpt.load_checkpoint(tmp_path / "a.pt")
-    idx = torch.randint(11, (2, 8))
-    assert torch.equal(loaded(idx)[0], model(idx)[0])
-    assert loaded.config == config and not loaded.training and tokenizer.characters == "abcdefghijk"
+def interrupt_at(monkeypatch, step):
+    """Press Ctrl-C in that step of the GPT's training."""
+    as_it_is = gpt.training_step
+
+    def pressed(model, optimizer, data, at, config):
+        if at == step and config.block_size > 1:
+            raise KeyboardInterrupt
+        return as_it_is(model, optimizer, data, at, config)
+
+    monkeypatch.setattr(gpt, "training_step", pressed)
 
 
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path):
-    path = tmp_path / "file"
-    path.write_bytes(b"before")
-    with pytest.raises(RuntimeError):
-        with gpt.replacing(path) as file:
-            file.write(b"half of what")
-            raise RuntimeError
-    assert path.read_bytes() == b"before" and list(tmp_path.iterdir()) == [path]
-    with gpt.replacing(path) as file:
-        file.write(b"after")
-        assert path.read_bytes() == b"before"
-    assert path.read_bytes() == b"after" and list(tmp_path.iterdir()) == [path]
+def test_an_interrupted_run_ends_as_one_that_never_stopped(cats, tmp_path_factory, monkeypatch):
+    settings = [*CATS, "--dropout", 0.1, "--max_steps", 45]
+    whole = tmp_path_factory.mktemp("whole")
+    with contextlib.chdir(whole):
+        (whole / "cats.txt").write_text(TEXT)
+        assert main(*settings)[0] == 0
+    for step, last in ((7, 0), (20, 15), (44, 30)):
+        with monkeypatch.context() as patch:
+            interrupt_at(patch, step)
+            code, output, error = main(*(settings if step == 7 else ["--text", "cats.txt", "--resume"]))
+        assert code == 130 and error.startswith(f"\ngpt.py: stopped; step {last} is saved") or error.startswith(
+            f"gpt.py: stopped; step {last} is saved"), error
+    code, output, _ = main("--text", "cats.txt", "--resume")
+    assert code == 0 and "step 250/500" not in output           # the bigram is in the checkpoint
+    assert same_weights(cats, whole)
+    for name in ("cats.csv", "cats-gpt.txt", "cats-bigram.txt"):
+        assert (cats / "data" / name).read_bytes() == (whole / "data" / name).read_bytes()
+
+
+def test_saves_by_time_are_as_good_as_those_at_evaluations(cats, monkeypatch):
+    monkeypatch.setattr(gpt, "SAVE_SECONDS", 0)
+    interrupt_at(monkeypatch, 22)
+    assert "step 22 is saved" in main(*CATS)[2]
+    report = gpt.load_run("data/cats.pt").report
+    assert (report.step, len(report.history)) == (22, 1) and report.loss_sum > 0
+
+
+def test_ctrl_c_before_the_first_save(cats, monkeypatch):
+    def pressed(*arguments):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(gpt, "train_bigram", pressed)
+    assert main(*CATS)[::2] == (130, "gpt.py: stopped before anything was saved\n")
+    monkeypatch.setattr(gpt, "load_text", pressed)
+    assert main(*CATS)[::2] == (130, "gpt.py: stopped\n")
+
+
+def test_resume_takes_its_settings_from_the_checkpoint_and_refuses_others(cats):
+    assert main(*CATS)[0] == 0
+    before = contents(cats)
+    for change, words in ((["--n_embd", "32"], "n_embd=16, not 32"), (["--seed", "5"], "seed=1337, not 5"),
+                          (["--block_size", "32"], "block_size=16, not 32"), (["--size", "11M"], "not"),
+                          (["--tokenizer", "bpe", "--vocab_size", "280"], "not"),
+                          (["--max_steps", "30"], "trained for 40 steps; max_steps=30 is less")):
+        one_line("--text", "cats.txt", "--resume", *change, words=words)
+    (cats / "cats.txt").write_text(TEXT.replace("cat", "act"))
+    one_line("--text", "cats.txt", "--resume", words="another text")
+    (cats / "cats.txt").write_text(TEXT)
+    assert contents(cats) == before
+    code, output, _ = main("--text", "cats.txt", "--resume", "--max_steps", "60", "--eval-interval", "20", "--n_embd", "16")
+    assert code == 0 and "step 60/60" in output
+    run = gpt.load_run("data/cats.pt")
+    assert (run.config.n_embd, run.config.max_steps, run.report.step) == (16, 60, 60)
+    assert [row["step"] for row in run.report.history] == [15, 30, 40, 60]
+
+
+def test_resume_of_a_finished_run_writes_what_is_missing(story, cats):
+    (cats / "data").mkdir()
+    (cats / "data" / "cats.pt").write_bytes((story[0] / "data" / "cats.pt").read_bytes())
+    assert main("--text", "cats.txt", "--resume")[0] == 0
+    for name in ("cats.csv", "cats-gpt.txt", "cats-bigram.txt"):
+        assert (cats / "data" / name).read_bytes() == (story[0] / "data" / name).read_bytes()
+
+
+# Nothing is written over
+
+
+def test_a_new_run_sets_the_one_before_aside(cats):
+    assert main(*CATS)[0] == 0
+    first = {path.name: content for path, content in contents(cats / "data").items()}
+    code, output, _ = main(*CATS, "--seed", 2)
+    assert code == 0 and "what was kept as cats is now called cats-1\n" in output
+    assert files(cats) == ["cats-1-bigram.txt", "cats-1-gpt.txt", "cats-1.csv", "cats-1.pt",
+                           "cats-bigram.txt", "cats-gpt.txt", "cats.csv", "cats.pt"]
+    assert all((cats / "data" / name.replace("cats", "cats-1")).read_bytes() == content
+               for name, content in first.items())
+    assert main("sample", "cats-1", "--tokens", 5)[0] == 0
+    assert main(*CATS, "--name", "dogs")[0] == 0 and "dogs.pt" in files(cats)
+    code, output, _ = main("runs")
+    assert code == 0 and [line.split()[0] for line in output.splitlines()] == ["run", "cats-1", "cats", "dogs"]
+    assert output.splitlines()[1].split()[2] == "40/40"
+    one_line("sample", "birds", words="cats-1, cats, dogs")
+
+
+def test_a_run_that_is_stopped_at_once_has_not_harmed_the_one_before(cats, monkeypatch):
+    assert main(*CATS)[0] == 0
+    good = contents(cats / "data")
+    interrupt_at(monkeypatch, 3)
+    assert main(*CATS)[0] == 130
+    assert {content for content in contents(cats / "data").values()} >= set(good.values())
+
+
+@pytest.mark.parametrize("name", ["cats.csv", "cats-gpt.txt"])
+def test_files_that_are_no_runs_are_left_alone(cats, name):
+    (cats / "data").mkdir()
+    (cats / "data" / name).write_text("my own work")
+    before = contents(cats)
+    one_line(*CATS, words=f"data/{name} belongs to no run")
+    assert contents(cats) == before
+    (cats / "data" / "mine-gpt.txt").write_text(TEXT)
+    one_line("--text", "data/mine-gpt.txt", "--name", "mine", words="mine-gpt.txt")
+
+
+def test_a_text_in_data_is_not_written_over(cats):
+    (cats / "data").mkdir()
+    (cats / "data" / "poems-bigram.txt").write_text(TEXT)
+    one_line("--text", "data/poems-bigram.txt", "--name", "poems", words="would write over data/poems-bigram.txt")
+
+
+def test_a_run_whose_name_is_taken_meanwhile_goes_on_under_another(cats, monkeypatch):
+    as_it_is = gpt.training_step
+
+    def meanwhile(model, optimizer, data, step, config):
+        if step == 20 and config.block_size > 1:
+            (cats / "data" / "cats.pt").unlink()
+            (cats / "data" / "cats.pt").write_bytes(b"of another run")
+        return as_it_is(model, optimizer, data, step, config)
+
+    monkeypatch.setattr(gpt, "training_step", meanwhile)
+    code, output, _ = main(*CATS)
+    assert code == 0 and "another run is kept as cats now; this one goes on as cats-1\n" in output
+    assert (cats / "data" / "cats.pt").read_bytes() == b"of another run"
+    assert gpt.load_run(cats / "data" / "cats-1.pt").report.step == 40
+    assert {"cats-1.csv", "cats-1-gpt.txt"} <= set(files(cats)) and "data/cats-1-gpt.txt" in output
+
+
+def test_a_link_stays_a_link(cats, tmp_path_factory):
+    target = tmp_path_factory.mktemp("elsewhere")
+    (cats / "data").symlink_to(target)
+    assert main(*CATS)[0] == 0
+    moved = target / "moved.pt"
+    (cats / "data" / "cats.pt").rename(moved)
+    (cats / "data" / "cats.pt").symlink_to(moved)
+    assert main("--text", "cats.txt", "--resume", "--max_steps", 45)[0] == 0
+    assert (cats / "data" / "cats.pt").is_symlink() and gpt.load_run(moved).report.step == 45
+
+
+def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "new" / "file"
+    gpt.write_whole(path, b"before")
+    with monkeypatch.context() as patch:
+        patch.setattr(gpt.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left on device: .*file"):
+            gpt.write_whole(path, b"half of what")
+    assert path.read_bytes() == b"before" and list(path.parent.iterdir()) == [path]
+    gpt.write_whole(path, b"after")
+    assert path.read_bytes() == b"after" and list(path.parent.iterdir()) == [path]
+
+
+# What is shown
+
+
+def test_control_and_wide_characters_do_not_upset_a_terminal(in_tmp, short_baseline):
+    (in_tmp / "odd.txt").write_text("東京 \x1b[2J bell\a and 🙂\n" * 300, encoding="utf-8")
+    code, output, _ = main("--text", "odd.txt", *TINY)
+    assert code == 0 and not set(output) & {"\x1b", "\a", "\r"} and r"\x1b[2J" in output
+    sample = (in_tmp / "data" / "odd-gpt.txt").read_text(encoding="utf-8")
+    assert set(sample) <= set((in_tmp / "odd.txt").read_text(encoding="utf-8"))     # as it is in the file
+    rows = [line for line in output.splitlines() if " | " in line]
+    width = lambda text: sum(2 if gpt.unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
+    assert len(rows) > 5 and {width(row.split(" | ")[0]) for row in rows} == {38}
+
+
+def test_a_large_vocabulary_goes_without_a_bigram(cats, monkeypatch):
+    monkeypatch.setattr(gpt, "LARGEST_BIGRAM", 10)
+    code, output, _ = main(*CATS)
+    assert code == 0 and "left out: its table would have 676 numbers" in output
+    assert files(cats) == ["cats-gpt.txt", "cats.csv", "cats.pt"] and "diff -y" not in output
+    assert main("--text", "cats.txt", "--resume", "--max_steps", 45)[0] == 0
+
+
+def test_output_may_be_closed_or_narrow(cats):
+    with contextlib.redirect_stdout(None):
+        assert gpt.main([str(argument) for argument in CATS]) == 0
+    line = gpt.progress(gpt.Report(None, step=3, loss_sum=6.0), gpt.Config(), 2.0)
+    assert line == "step    3/3000  train 2.0000  val -  1,536 tokens/s  24:58 left"

@@ -6,6 +6,7 @@ import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+import requests
 import torch
 
 import gpt
@@ -20,9 +21,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self.server.asked.append(self.path)
         if self.path == "/silent":
-            time.sleep(1.5)
-            return
-        if self.path == "/flaky" and len(self.server.asked) == 1:
+            return self.server.over.wait(10)
+        if self.path == "/broken" or self.path == "/flaky" and len(self.server.asked) == 1:
             return self.send_error(503)
         if self.path == "/missing":
             return self.send_error(404)
@@ -38,61 +38,96 @@ class Handler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A real HTTP server on loopback; .url is its address, .asked the paths it was asked for."""
+    """A real HTTP server on loopback; .url is its address, .asked the paths it was asked for.
+
+    .waits are the seconds that the client wanted to wait before it asked again; it need not.
+    """
     monkeypatch.setenv("no_proxy", "127.0.0.1")
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.url, server.asked = f"http://127.0.0.1:{server.server_port}", []
-    threading.Thread(target=server.serve_forever, daemon=True).start()
+    server.url, server.asked, server.waits = f"http://127.0.0.1:{server.server_port}", [], []
+    server.over = threading.Event()
+    monkeypatch.setattr(time, "sleep", server.waits.append)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     yield server
+    server.over.set()
     server.shutdown()
     server.server_close()
+
+
+@pytest.fixture
+def short_wait(monkeypatch):
+    """A download waits for the silent path 0.2 s at a time; a list of how long it wanted to wait."""
+    get, timeouts = requests.Session.get, []
+
+    def impatient_get(session, url, timeout):
+        timeouts.append(timeout)
+        return get(session, url, timeout=0.2 if url.endswith("/silent") else timeout)
+
+    monkeypatch.setattr(requests.Session, "get", impatient_get)
+    return timeouts
 
 
 def test_a_good_download_is_kept_whole(server, tmp_path):
     gpt.download(server.url + "/good", tmp_path / "new" / "text.txt", SHA256)
     assert (tmp_path / "new" / "text.txt").read_bytes() == BODY
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["text.txt"]
+    assert server.asked == ["/good"]
 
 
-@pytest.mark.parametrize("path", ["/missing", "/altered", "/empty", "/cut", "/silent"])
-def test_a_bad_download_leaves_the_old_file_and_nothing_else(server, tmp_path, path):
+def test_a_download_replaces_the_old_file(server, tmp_path):
+    (tmp_path / "text.txt").write_text("what was there before")
+    gpt.download(server.url + "/flaky", tmp_path / "text.txt", SHA256)      # the second try succeeds
+    assert server.asked == ["/flaky", "/flaky"]
+    assert (tmp_path / "text.txt").read_bytes() == BODY
+    assert [path.name for path in tmp_path.iterdir()] == ["text.txt"]
+
+
+@pytest.mark.parametrize("path, times, words", [
+    ("/missing", 1, "404"), ("/altered", 1, "SHA-256"), ("/empty", 1, "SHA-256"),
+    ("/cut", 1, "IncompleteRead|SHA-256"), ("/broken", 3, "503"), ("/silent", 3, "timed out")])
+def test_a_bad_download_leaves_the_old_file_and_nothing_else(server, short_wait, tmp_path, path,
+                                                             times, words):
     file = tmp_path / "text.txt"
     file.write_text("what was there before")
-    with pytest.raises(OSError):
-        gpt.download(server.url + path, file, SHA256, timeout=0.5)
+    with pytest.raises(OSError, match=words):
+        gpt.download(server.url + path, file, SHA256)
     assert file.read_text() == "what was there before"
     assert list(tmp_path.iterdir()) == [file]
+    assert server.asked == [path] * times
+    assert short_wait == [5] and server.waits == ([1.0] if times == 3 else [])
 
 
-def test_an_unreachable_server_is_an_oserror(tmp_path):
+def test_an_unreachable_server_is_an_oserror(server, tmp_path):
     with pytest.raises(OSError):
         gpt.download("http://127.0.0.1:9/", tmp_path / "text.txt", SHA256)
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.fixture
 def local_shakespeare(server, in_tmp, monkeypatch):
+    """The server as the place where Shakespeare comes from, if only at the second try."""
     monkeypatch.setattr(gpt, "SHAKESPEARE_URL", server.url + "/flaky")
     monkeypatch.setattr(gpt, "SHAKESPEARE_SHA256", SHA256)
-    monkeypatch.setattr(gpt.time, "sleep", lambda seconds: None)
     return server
 
 
 def test_shakespeare_is_downloaded_once_and_then_read_from_the_disk(local_shakespeare):
-    assert gpt.load_shakespeare() == BODY.decode()          # the second try succeeds
     assert gpt.load_shakespeare() == BODY.decode()
+    assert gpt.load_text() == ("shakespeare", BODY.decode())
     assert local_shakespeare.asked == ["/flaky", "/flaky"]
 
 
 def test_an_altered_file_on_the_disk_is_downloaded_again(local_shakespeare, in_tmp):
     (in_tmp / "data").mkdir()
-    (in_tmp / "data" / "tinyshakespeare.txt").write_bytes(BODY[:100])
+    (in_tmp / "data" / "tinyshakespeare.txt").write_bytes(BODY[:-1] + b"!")
     assert gpt.load_shakespeare() == BODY.decode()
+    assert (in_tmp / "data" / "tinyshakespeare.txt").read_bytes() == BODY
 
 
 def test_without_the_download_the_manual_is_the_text(local_shakespeare, monkeypatch, capsys):
     monkeypatch.setattr(gpt, "SHAKESPEARE_URL", local_shakespeare.url + "/missing")
     name, text = gpt.load_text()
-    assert (name, local_shakespeare.asked) == ("manual", ["/missing"] * 3)
+    assert (name, local_shakespeare.asked) == ("manual", ["/missing"])
     assert "assert" in text and len(text) > 100_000
     told = capsys.readouterr().out
     assert told.count("\n") == 1
@@ -107,7 +142,7 @@ def test_own_text_keeps_its_line_ends_and_loses_its_byte_order_mark(tmp_path):
 
 def test_own_text_must_be_utf8(tmp_path):
     (tmp_path / "latin.txt").write_bytes("naïve".encode("latin-1"))
-    with pytest.raises(ValueError, match="latin.txt is not UTF-8 text: .* at byte 2"):
+    with pytest.raises(gpt.UserError, match="latin.txt is not UTF-8: .* at byte 2"):
         gpt.load_text(tmp_path / "latin.txt")
 
 
@@ -122,11 +157,51 @@ def test_any_text_comes_back_from_its_tokens():
 
 def test_what_is_not_in_the_vocabulary_is_named():
     tokenizer = gpt.build_char_tokenizer("abc")
-    with pytest.raises(ValueError, match="'é'.*'abc'"):
-        tokenizer.encode("aé")
+    with pytest.raises(gpt.UserError, match=r"'abc' has no \['z', 'é'\]"):
+        tokenizer.encode("aézé")
     for wrong in (3, -1):
-        with pytest.raises(ValueError, match=f"id {wrong} .*0 to 2.*'abc'"):
+        with pytest.raises(gpt.UserError, match=rf"no ids \[{wrong}\]; .* 0 to 2"):
             tokenizer.decode([0, wrong])
+        with pytest.raises(gpt.UserError, match=rf"no ids \[{255 * wrong}\]; .* 0 to 255"):
+            gpt.BPETokenizer([]).decode([0, 255 * wrong])
+
+
+TOKENIZERS = [gpt.build_char_tokenizer("the cat sat on the mat"),
+              gpt.BPETokenizer(gpt.find_merges("the cat sat on the mat", 259))]
+
+
+@pytest.mark.parametrize("tokenizer", TOKENIZERS)
+def test_a_tokenizer_can_be_made_again_from_its_vocabulary(tokenizer):
+    again = type(tokenizer)(tokenizer.vocabulary)
+    assert again.vocab_size == tokenizer.vocab_size
+    ids = tokenizer.encode("that hat")
+    assert again.encode("that hat") == ids and again.decode(ids) == "that hat"
+
+
+@pytest.mark.parametrize("vocab_size, dtype", [
+    (1, torch.uint8), (256, torch.uint8), (257, torch.int16), (32768, torch.int16), (32769, torch.int32)])
+def test_a_whole_text_is_encoded_in_the_smallest_type_that_holds_it(vocab_size, dtype):
+    tokenizer = gpt.CharTokenizer("".join(map(chr, range(vocab_size))))
+    text = tokenizer.characters[::-1]                                   # with the largest id
+    tokens = gpt.encode_all(text, tokenizer)
+    assert tokens.dtype == dtype and tokens.tolist() == tokenizer.encode(text)
+
+
+@pytest.mark.parametrize("length", [0, 1, 999_999, 1_000_000, 1_000_001, 2_000_003])
+def test_of_a_whole_text_nothing_is_lost(length):
+    characters = bytes(range(97, 120)).decode()                         # a prime number of them
+    text, tokenizer = (characters * (length // 23 + 1))[:length], gpt.CharTokenizer(characters)
+    tokens = gpt.encode_all(text, tokenizer)
+    assert tokens.shape == (length,) and tokens.dtype == torch.uint8
+    assert torch.equal(tokens, torch.tensor(tokenizer.encode(text), dtype=torch.uint8))
+
+
+def test_a_whole_text_in_pieces_of_words_comes_back():
+    tokenizer, text = TOKENIZERS[1], "the cat sat " * 84_000            # more than a million
+    tokens = gpt.encode_all(text, tokenizer)
+    assert tokens.dtype == torch.int16 and tokenizer.decode(tokens.tolist()) == text
+    start = tokenizer.encode(text[:600_000])
+    assert tokens[:len(start)].tolist() == start
 
 
 def test_split_is_nine_to_one_and_loses_nothing():
@@ -134,6 +209,15 @@ def test_split_is_nine_to_one_and_loses_nothing():
     train_data, val_data = gpt.split(tokens)
     assert (len(train_data), len(val_data)) == (1_003_854, 111_540)     # as for Tiny Shakespeare
     assert torch.equal(torch.cat((train_data, val_data)), tokens)
+    assert gpt.split("0123456789" * 2) == ("0123456789" + "01234567", "89")
+
+
+@pytest.mark.parametrize("length", [0, 1, 9, 10, 11, 1_999_990, 2_000_000, 2_000_010, 5_000_000])
+def test_no_more_is_held_out_than_serves(length):
+    train_part, val_part = gpt.split(range(length))
+    assert [*train_part[-3:], *val_part] == [*range(length)][max(0, len(train_part) - 3):]
+    assert train_part == range(len(train_part))
+    assert len(val_part) == min(-(-length // 10), gpt.HELD_OUT) and gpt.HELD_OUT == 200_000
 
 
 def test_batches_are_shifted_by_one_and_depend_on_seed_and_step_alone():
@@ -148,7 +232,15 @@ def test_batches_are_shifted_by_one_and_depend_on_seed_and_step_alone():
     torch.manual_seed(99)
     assert torch.equal(x, gpt.get_batch(data, 11, config)[0])
     assert not torch.equal(x, gpt.get_batch(data, 12, config)[0])
-    assert not torch.equal(x, gpt.get_batch(data, 11, gpt.Config(batch_size=5, block_size=7, seed=4))[0])
+    other = gpt.Config(batch_size=5, block_size=7, seed=4)
+    assert not torch.equal(x, gpt.get_batch(data, 11, other)[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32, torch.int64])
+def test_batches_are_of_large_integers_whatever_the_data_are(dtype):
+    config, data = gpt.Config(batch_size=5, block_size=7), torch.arange(256)
+    for batch, same in zip(gpt.get_batch(data.to(dtype), 3, config), gpt.get_batch(data, 3, config)):
+        assert batch.dtype == torch.int64 and torch.equal(batch, same)
 
 
 def test_batches_reach_the_first_and_the_last_token():

@@ -8,6 +8,7 @@ import gpt
 
 ODDS = torch.tensor([[0.4, 0.1, 0.3, 0.2]])
 PROMPT = torch.tensor([[3, 1, 4], [1, 5, 9]])
+AS_THEY_ARE, GREEDY = (1.0, None, None), (0, None, None)                # dials
 
 
 @pytest.mark.parametrize("dials, expected", [
@@ -15,27 +16,44 @@ PROMPT = torch.tensor([[3, 1, 4], [1, 5, 9]])
     ({"temperature": 0}, [1, 0, 0, 0]),
     ({"temperature": 0.5}, [0.16 / 0.3, 0.01 / 0.3, 0.09 / 0.3, 0.04 / 0.3]),       # odds squared
     ({"temperature": 1e-30}, [1, 0, 0, 0]),
+    ({"top_k": 0}, [1, 0, 0, 0]),                               # the likeliest stays in any case
     ({"top_k": 1}, [1, 0, 0, 0]),
     ({"top_k": 2}, [4 / 7, 0, 3 / 7, 0]),
+    ({"top_k": 4}, [0.4, 0.1, 0.3, 0.2]),
     ({"top_k": 99}, [0.4, 0.1, 0.3, 0.2]),
     ({"top_p": 1.0}, [0.4, 0.1, 0.3, 0.2]),
     ({"top_p": 0.39}, [1, 0, 0, 0]),
     ({"top_p": 0.41}, [4 / 7, 0, 3 / 7, 0]),
     ({"top_p": 0.85}, [4 / 9, 0, 3 / 9, 2 / 9]),
     ({"top_p": 1e-9}, [1, 0, 0, 0]),
+    ({"top_p": 1e-46}, [1, 0, 0, 0]),                           # as a float32, this is 0
     ({"top_k": 3, "top_p": 0.75}, [4 / 7, 0, 3 / 7, 0]),       # of 9, 4 and 3 are more than 75%
     ({"temperature": 0.5, "top_k": 2}, [16 / 25, 0, 9 / 25, 0]),
+    ({"temperature": 0.5, "top_p": 0.5}, [1, 0, 0, 0]),         # 16 of 30 are more than a half
 ])
 def test_the_dials_do_what_they_say(dials, expected):
     for shift in (0.0, 300.0):                                  # the same odds, whatever is added
         result = gpt.next_token_probabilities(ODDS.log() + shift, **dials)
-        torch.testing.assert_close(result, torch.tensor([expected], dtype=torch.float32), atol=1e-4, rtol=0)
+        assert result.shape == (1, 4) and result[0].tolist() == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_cold_draw_from_huge_logits_does_not_overflow():
+    logits = torch.tensor([[-1e9, 3e9, 1e9]])                   # a float32 ends at 3e38
+    assert gpt.next_token_probabilities(logits, temperature=1e-30).tolist() == [[0, 1, 0]]
+
+
+def test_of_equally_likely_tokens_top_k_keeps_k():
+    for k in range(1, 6):
+        result = gpt.next_token_probabilities(torch.zeros(1, 5), top_k=k)
+        assert sorted(result[0].tolist(), reverse=True) == pytest.approx([1 / k] * k + [0] * (5 - k))
 
 
 def test_each_row_of_a_batch_has_its_own_odds():
     rows = torch.cat((ODDS, ODDS.flip(1)))
-    result = gpt.next_token_probabilities(rows.log(), top_k=2)
-    torch.testing.assert_close(result[1], result[0].flip(0))
+    for dials in ({"temperature": 0}, {"top_k": 2}, {"top_p": 0.6}):
+        result = gpt.next_token_probabilities(rows.log(), **dials)
+        torch.testing.assert_close(result[0], gpt.next_token_probabilities(ODDS.log(), **dials)[0])
+        torch.testing.assert_close(result[1], result[0].flip(0))
 
 
 @pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary"])
@@ -50,12 +68,26 @@ def test_the_cache_changes_nothing_at_any_length(position, block_size):
         assert torch.equal(with_cache[:, :length], prompt)
 
 
-def test_the_cache_gives_the_same_logits():
-    for position in ("learned", "sinusoidal", "rotary"):
-        model, idx, cache = noisy_gpt(tiny_config(position=position)), torch.randint(11, (2, 8)), {}
-        together, _ = model(idx)
-        one_by_one = [model(idx[:, :3], cache=cache)[0]] + [model(idx[:, t:t + 1], cache=cache)[0] for t in range(3, 8)]
-        torch.testing.assert_close(torch.cat(one_by_one, dim=1), together, atol=1e-5, rtol=1e-5)
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary"])
+def test_the_cache_gives_the_same_logits(position):
+    model, idx = noisy_gpt(tiny_config(position=position)), torch.randint(11, (2, 8))
+    together, _ = model(idx)
+    for first in range(1, 9):
+        cache = gpt.Cache()
+        parts = idx.split([first] + [1] * (8 - first), dim=1)
+        in_parts = torch.cat([model(part, cache=cache)[0] for part in parts], dim=1)
+        torch.testing.assert_close(in_parts, together, atol=1e-5, rtol=1e-5)
+        assert cache.length == 8
+
+
+def test_with_a_cache_only_new_tokens_are_computed():
+    model, lengths = noisy_gpt(tiny_config()), []
+    model.register_forward_pre_hook(lambda module, inputs: lengths.append(inputs[0].shape[1]))
+    gpt.generate(model, PROMPT, 11)
+    assert lengths == [3, 1, 1, 1, 1, 1] + [5, 1, 1, 1] + [5]           # a context of 8, half of it
+    lengths.clear()
+    gpt.generate(model, PROMPT, 11, use_cache=False)
+    assert lengths == [3, 4, 5, 6, 7, 8] + [5, 6, 7, 8] + [5]
 
 
 def test_greedy_takes_the_likeliest_token_of_the_documented_window():
@@ -75,32 +107,79 @@ def test_the_window_always_holds_half_the_context_or_more():
             assert length - start >= min(length, (block_size + 1) // 2)
 
 
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary"])
+def test_within_the_context_the_plain_loop_writes_what_generate_writes(position):
+    model, texts = noisy_gpt(tiny_config(position=position, block_size=24)), []
+    for seed in (0, 1, 2):
+        torch.manual_seed(seed)
+        texts.append(gpt.write(model, PROMPT, 22))          # the last token is drawn, but not read
+        torch.manual_seed(seed)
+        assert torch.equal(gpt.generate(model, PROMPT, 22), texts[-1])
+    assert texts[0].shape == (2, 25) and not torch.equal(texts[0], texts[1])
+
+
+def test_the_plain_loop_reads_as_much_as_fits():
+    model = noisy_gpt(tiny_config())
+    model.lm_head.weight.data *= 1e4                        # now the likeliest token is always drawn
+    text = gpt.write(model, PROMPT, 30)
+    assert torch.equal(text[:, :3], PROMPT) and not text.requires_grad
+    for length in range(3, 33):
+        logits, _ = model(text[:, max(0, length - 8):length])
+        assert torch.equal(logits[:, -1].argmax(-1), text[:, length])
+
+
 def test_texts_follow_the_odds_of_the_model():
     counts = torch.tensor([[0.0, 3.0, 1.0], [1.0, 0.0, 0.0], [1.0, 0.0, 0.0]])
     model = gpt.BigramLanguageModel(3)
     model.table.weight.data = counts.log()
-    text = gpt.generate(model, torch.zeros(1, 1, dtype=torch.int64), 4000,
-                        generator=torch.Generator().manual_seed(0))[0]
-    after_0 = text[1:][text[:-1] == 0]
-    assert (after_0 == 1).float().mean().item() == pytest.approx(0.75, abs=0.03)
-    assert set(text[1:][text[:-1] > 0].tolist()) == {0}
+    prompt = torch.zeros(1, 1, dtype=torch.int64)
+    torch.manual_seed(0)
+    for text in (gpt.generate(model, prompt, 4000)[0], gpt.write(model, prompt, 4000)[0]):
+        after_0 = text[1:][text[:-1] == 0]
+        assert (after_0 == 1).float().mean().item() == pytest.approx(0.75, abs=0.03)
+        assert set(text[1:][text[:-1] > 0].tolist()) == {0}
 
 
 def test_the_same_seed_writes_the_same_text():
     model = noisy_gpt(tiny_config())
-    write = lambda seed: gpt.generate(model, PROMPT, 30, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(write(1), write(1)) and not torch.equal(write(1), write(2))
+    texts = [gpt.generate(model, PROMPT, 30, generator=torch.Generator().manual_seed(seed))
+             for seed in (1, 1, 2)]
+    assert torch.equal(texts[0], texts[1]) and not torch.equal(texts[0], texts[2])
 
 
-def test_writing_needs_no_gradients_uses_eval_mode_and_restores_the_mode():
-    model = noisy_gpt(tiny_config(dropout=0.5)).train()
-    first, second = (gpt.generate(model, PROMPT, 20, temperature=0) for _ in range(2))
-    assert torch.equal(first, second) and model.training and not first.requires_grad
-    tokens = gpt.stream_tokens(model, PROMPT, 3)
-    next(tokens)
-    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()    # a pause leaks no mode
+def modes(model):
+    return [module.training for module in model.modules()]
+
+
+def test_generate_needs_no_gradients_uses_eval_mode_and_restores_the_mode():
+    model = noisy_gpt(tiny_config(dropout=0.5))
+    texts = []
+    for mode in (True, False):
+        model.train(mode)
+        texts += [gpt.generate(model, PROMPT, 20, temperature=0) for _ in range(2)]
+        assert set(modes(model)) == {mode}
+    assert all(torch.equal(text, texts[0]) and not text.requires_grad for text in texts)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_stream_changes_no_mode_even_if_it_is_abandoned(training):
+    model = noisy_gpt(tiny_config(dropout=0.5)).train(training)
+    before = modes(model)
+    tokens = gpt.stream_tokens(model, PROMPT, 3, AS_THEY_ARE)
+    for _ in range(2):
+        assert not next(tokens).requires_grad
+        assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+        assert modes(model) == before
     tokens.close()
-    assert model.training
+    assert torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    assert modes(model) == before
+
+
+def test_a_stream_runs_in_the_mode_that_the_model_has():
+    model = noisy_gpt(tiny_config(dropout=0.5))
+    greedy = [torch.cat([*gpt.stream_tokens(model.train(mode), PROMPT, 20, GREEDY)], dim=1)
+              for mode in (False, False, True)]
+    assert torch.equal(greedy[0], greedy[1]) and not torch.equal(greedy[0], greedy[2])
 
 
 def test_what_was_written_can_be_trained_on():
@@ -111,24 +190,41 @@ def test_what_was_written_can_be_trained_on():
     assert model.token_embedding.weight.grad.abs().sum() > 0
 
 
-def test_a_stream_is_generate_token_by_token():
-    model = noisy_gpt(tiny_config())
-    tokens = list(gpt.stream_tokens(model, PROMPT, 12, generator=torch.Generator().manual_seed(7)))
-    text = gpt.generate(model, PROMPT, 12, generator=torch.Generator().manual_seed(7))
+@pytest.mark.parametrize("dials", [AS_THEY_ARE, (0.7, 5, 0.9)])
+def test_a_stream_is_generate_token_by_token(dials):
+    model, generator = noisy_gpt(tiny_config()), torch.Generator()
+    tokens = list(gpt.stream_tokens(model, PROMPT, 12, dials, generator=generator.manual_seed(7)))
+    named = dict(zip(("temperature", "top_k", "top_p"), dials))
+    text = gpt.generate(model, PROMPT, 12, **named, generator=generator.manual_seed(7))
     assert torch.equal(torch.cat(tokens, dim=1), text[:, 3:])
+    assert {token.shape for token in tokens} == {(2, 1)}
     assert torch.equal(gpt.generate(model, PROMPT, 0), PROMPT)
 
 
+def test_generate_hands_all_dials_on():
+    model = noisy_gpt(tiny_config(block_size=24))
+    for dials in ({"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.7}):
+        text = gpt.generate(model, PROMPT, 20, **dials, generator=torch.Generator().manual_seed(3))
+        generator, by_hand = torch.Generator().manual_seed(3), PROMPT
+        for _ in range(20):
+            odds = gpt.next_token_probabilities(model(by_hand)[0][:, -1], **dials)
+            by_hand = torch.cat((by_hand, torch.multinomial(odds, 1, generator=generator)), dim=1)
+        assert torch.equal(text, by_hand)
+
+
 @pytest.mark.parametrize("arguments, words", [
-    ({"temperature": -1.0}, "temperature .* -1.0"), ({"temperature": float("nan")}, "temperature .* nan"),
-    ({"temperature": float("inf")}, "temperature .* inf"), ({"top_k": 0}, "top_k .* 0"),
-    ({"top_p": 0.0}, "top_p .* 0.0"), ({"top_p": 1.5}, "top_p .* 1.5"), ({"top_p": float("nan")}, "top_p .* nan"),
+    ({"temperature": -1.0}, "temperature .* not -1.0"), ({"temperature": 1e-31}, "at least 1e-30 .* 1e-31"),
+    ({"temperature": float("nan")}, "temperature .* nan"),
+    ({"temperature": float("inf")}, "temperature .* finite, not inf"),
+    ({"top_k": 0}, "top_k .* at least 1, not 0"), ({"top_p": 0.0}, "top_p .* above 0 .* not 0.0"),
+    ({"top_p": 1.5}, "top_p .* at most 1, not 1.5"), ({"top_p": float("nan")}, "top_p .* nan"),
     ({"idx": torch.zeros(1, 0, dtype=torch.int64)}, r"at least one token, not .*\(1, 0\)"),
     ({"idx": torch.zeros(4, dtype=torch.int64)}, r"\(4,\)"), ({"idx": torch.zeros(1, 4)}, "float32"),
-    ({"idx": torch.tensor([[0, 11]])}, "id 11; .* 0 to 10"), ({"idx": torch.tensor([[-1, 3]])}, "id -1"),
-    ({"max_new_tokens": -1}, "-1"),
+    ({"idx": torch.tensor([[0, 11]])}, r"no ids \[11\]; .* 0 to 10"),
+    ({"idx": torch.tensor([[-1, 3]])}, r"no ids \[-1\]"),
+    ({"max_new_tokens": -1}, "new tokens .* at least 0 .* not -1"),
 ])
 @pytest.mark.parametrize("model", [gpt.GPT(tiny_config()), gpt.BigramLanguageModel(11)])
 def test_values_that_make_no_sense_are_named(model, arguments, words):
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(gpt.UserError, match=words):
         gpt.generate(model, **{"idx": PROMPT, "max_new_tokens": 5, **arguments})
