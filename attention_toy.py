@@ -582,7 +582,7 @@ class ManyHeads(CausalSelfAttention):
     """The class of gpt.py as a mixer: (B, T, C) -> (B, T, C)."""
 
     def forward(self, x):
-        return super().forward(x, places=torch.arange(x.shape[1]))      # (B, T, C) -> (B, T, C)
+        return super().forward(x, positions=torch.arange(x.shape[1]))      # (B, T, C) -> (B, T, C)
 
 
 def compare(train_data, val_data, config):
@@ -649,15 +649,15 @@ def in_words(weights):
 # the mask and the softmax.
 
 
-def attention_weights(attention, x, places):
-    """The weights (B, nh, T, T) in a CausalSelfAttention for x (B, T, C) at places (T,)."""
+def attention_weights(attention, x, positions):
+    """The weights (B, nh, T, T) in a CausalSelfAttention for x (B, T, C) at positions (T,)."""
     config, (B, T, C) = attention.config, x.shape
     hs = C // config.n_head
     q, k, _ = attention.qkv(x).split(C, dim=-1)               # (B, T, C) -> three of (B, T, C)
     q = q.view(B, T, config.n_head, hs).transpose(1, 2)       # (B, T, C) -> (B, nh, T, hs)
     k = k.view(B, T, config.n_head, hs).transpose(1, 2)       # (B, T, C) -> (B, nh, T, hs)
     if config.position == "rotary":
-        q, k = rotate(q, places, config), rotate(k, places, config)
+        q, k = rotate(q, positions, config), rotate(k, positions, config)
     scores = q @ k.transpose(-2, -1) / math.sqrt(hs)          # both of them -> (B, nh, T, T)
     future = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)    # (T, T)
     return F.softmax(scores.masked_fill(future, -math.inf), dim=-1)     # (B, nh, T, T)
@@ -668,7 +668,7 @@ def weights_of_all_heads(model, idx):
     """The attention of a GPT that reads idx (B, T): for each layer, weights (B, nh, T, T)."""
     layers = []
 
-    def catch(attention, inputs):                             # inputs: x, places and a cache
+    def catch(attention, inputs):                             # inputs: x, positions and a cache
         layers.append(attention_weights(attention, *inputs[:2]))
 
     hooks = [block.attention.register_forward_pre_hook(catch) for block in model.blocks]

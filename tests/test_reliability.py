@@ -266,7 +266,7 @@ BROKEN = {                                                      # how to write i
     "code inside": (change(text_sha256=Dangerous()), "no whole checkpoint"),
     "a list": (lambda path, _: torch.save([1, 2], path), "no whole checkpoint"),
     "another program": (lambda path, _: torch.save({"model": {}, "iter_num": 3}, path), "no whole checkpoint"),
-    "another version": (change(format="gpt.py checkpoint 2"), "it has the format 'gpt.py checkpoint 2', not"),
+    "another version": (change(format="gpt.py checkpoint 2"), "its format is 'gpt.py checkpoint 2', not"),
     **{f"no {name}": (change(**{name: None}), f"'{name}'") for name in ("model", "vocabulary", "report", "config")},
     "a weight too few": (change_weights(lambda weights: weights.pop("lm_head.weight")), "state_dict"),
     "a weight too many": (change_weights(lambda weights: weights.update(more=torch.zeros(2))), "state_dict"),
