@@ -19,7 +19,7 @@ the model writes. Everything below serves to make the probabilities good, and to
 
 `python gpt.py` takes two minutes on a laptop without a GPU; `--help` says what else it can do. You
 need to know Python, and that a matrix product is many dot products at once. A comment such as
-`# (B, T) -> (B, T, C)` says how a line changes the shape of a tensor, always in these letters:
+`# (B, T) -> (B, T, C)` says how a line changes the shape of a tensor, in these letters:
 
     B   batch: how many pieces of text are worked on side by side
     T   time: how many tokens a piece has
@@ -39,7 +39,6 @@ import math
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
-from pydoc_data.topics import topics
 
 import requests
 
@@ -122,6 +121,7 @@ def load_shakespeare():
 
 def load_manual():
     """The manual of Python, about 465,000 characters that come with Python itself."""
+    from pydoc_data.topics import topics
     return "".join(topics.values())
 
 
@@ -185,7 +185,7 @@ def split(text):
 
 
 def step_seed(step, config):
-    """All that is random in a step follows from this, so a run can be repeated, or resumed."""
+    """What is random in a step follows from this alone, so a run can be repeated, or resumed."""
     return 1_000_003 * config.seed + step           # another seed, other numbers in all steps
 
 
@@ -199,7 +199,7 @@ def get_batch(data, step, config):
     B, T = config.batch_size, config.block_size
     generator = torch.Generator().manual_seed(step_seed(step, config))
     starts = torch.randint(len(data) - T, (B, 1), generator=generator)
-    starts = own_rows(starts).to(data.device)       # all rows, if one process does all the work
+    starts = own_rows(starts).to(data.device)       # all B of them, if there is only one process
     places = starts + torch.arange(T + 1, device=data.device)       # (B, 1) + (T+1,) -> (B, T+1)
     pieces = data[places].long()                    # (N,) -> (B, T+1)
     return pieces[:, :-1], pieces[:, 1:]            # (B, T+1) -> two of (B, T)
@@ -335,7 +335,7 @@ class CausalSelfAttention(nn.Module):
         if self.config.position == "rotary":                # explained below
             q, k = rotate(q, positions, self.config), rotate(k, positions, self.config)
         if cache is not None:                               # in chapter 8
-            k, v = cache.add(self, k, v)                    # those of all tokens so far
+            k, v = cache.add(self, k, v)                    # (B, nh, T, hs) -> (B, nh, length, hs)
         dropout = self.config.dropout if self.training else 0.0
         causal = T > 1                                      # one new token has no future to mask
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
@@ -654,7 +654,7 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     if top_k is not None:
         probs[:, max(1, top_k):] = 0
         probs = probs / probs.sum(dim=-1, keepdim=True)
-    if top_p is not None:
+    if top_p is not None and top_p < 1:
         likelier = probs.cumsum(dim=-1) - probs             # what all before this one have together
         probs[(likelier > 0) & (likelier >= top_p)] = 0
         probs = probs / probs.sum(dim=-1, keepdim=True)
@@ -781,7 +781,7 @@ def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, d
     train_and_show(model, train_data, val_data, config, report, keeper)
     if process() > 0:                               # of several processes, the first does the rest
         return True
-    model = load_checkpoint(keeper.path(".pt"))[0].to(device)       # the best weights, as kept
+    model = built(lambda: GPT(config), report.best)         # with the best weights, and uncompiled
 
     heading("8. Writing")
     models = {"bigram": bigram, "GPT": model} if bigram else {"GPT": model}
@@ -1104,10 +1104,13 @@ DEMOS = {           # name: (a line for --help, both texts, a prompt, the check,
 # simple findings, which can be given to the model from the start. What they gain, in loss on the
 # validation split of Tiny Shakespeare:
 #
-#                                                 420 steps    3,000 steps
-#     the first weights of chapter 6                 2.06           1.67
-#     and channels of their own for tokens           2.00           1.62
-#     and heads that look back                       1.87           1.59
+#                                                420 steps     3,000 steps
+#     the first weights of chapter 6               2.055           1.675
+#     and channels of their own for tokens         2.000           1.624
+#     and heads that look back                     1.873           1.590
+#
+# (Means of three seeds, which differ by 0.02 at most. Heads that look back, without the channels, do
+# harm in a short training: the tokens blur what they look at.)
 #
 # Channels of their own. Tokens write to the last quarter of the stream, positions to all of it, and
 # lm_head reads the other three quarters. So tokens do not blur what the positions say there. And
@@ -1166,6 +1169,8 @@ def head_start(model):
 # by Ctrl-C, kill -9 or a dead battery, loses nothing that was saved. And no run writes over
 # another: what it finds under its name, it sets aside.
 
+import contextlib
+import glob
 import io
 import itertools
 import os
@@ -1218,9 +1223,10 @@ class Keeper:
         self.name, self.about = name, {}                    # about: see run
         self.step, self.when = None, 0.0                    # of the last save
         self.mine = self.stamp() if resumed else None      # tells ours from another run's
-        for half in DATA.glob("*.tmp"):                     # of a run killed while it saved
-            if half.name.startswith(name) and time.time() - half.stat().st_mtime > 600:
-                half.unlink()
+        for half in DATA.glob(f"{glob.escape(name)}[.-]*.tmp"):     # of runs killed while saving
+            with contextlib.suppress(OSError):              # another run may clear away as well
+                if time.time() - half.stat().st_mtime > 600:
+                    half.unlink()
         for path in (self.path(".csv"), self.path("-gpt.txt")):
             check(self.path(".pt").exists() or not path.exists(),
                   f"{path} belongs to no run of gpt.py; move it, or give the run a --name")
@@ -1234,6 +1240,7 @@ class Keeper:
 
     def save(self, model, report):
         """Write the checkpoint and the log. The first save of a run makes room for it."""
+        self.when = time.monotonic()
         if process() > 0:
             return
         if self.mine is None:
@@ -1249,7 +1256,7 @@ class Keeper:
         rows = [LOG_COLUMNS, *(row.values() for row in report.history)]
         log = "".join(",".join(map(str, row)) + "\n" for row in rows)
         write_whole(self.path(".csv"), log.encode())
-        self.mine, self.step, self.when = self.stamp(), report.step, time.monotonic()
+        self.mine, self.step = self.stamp(), report.step
 
     def save_samples(self, samples):
         """Write texts, by the model that wrote them; say what is kept, and what to do with it."""
@@ -1278,13 +1285,12 @@ def load_run(path, device="cpu"):
             config, vocabulary = Config(**saved["config"]), saved["vocabulary"]
             check(asdict(config) == saved["config"], "its settings are not complete")
             tokenizer = TOKENIZERS[config.tokenizer](vocabulary)
-            check(type(vocabulary) is (str if config.tokenizer == "char" else list) and
-                  config.vocab_size == tokenizer.vocab_size and len(tokenizer.ids) == len(vocabulary),
+            fits = config.vocab_size == tokenizer.vocab_size
+            fits = fits and len(tokenizer.ids) == len(vocabulary)       # and nothing is there twice
+            check(fits and type(vocabulary) is (str if config.tokenizer == "char" else list),
                   f"its vocabulary does not fit vocab_size={config.vocab_size}")
             check(config.n_layer <= len(saved["model"]), f"no weights for n_layer={config.n_layer}")
             model = built(lambda: GPT(config), saved["model"]).to(device)
-            if config.tie_weights:
-                model.token_embedding.weight = model.lm_head.weight
             bigram = saved["bigram"] and built(lambda: BigramLanguageModel(config.vocab_size),
                                                saved["bigram"]).to(device)
             report = build_report(saved["report"], model, config)
@@ -1302,6 +1308,8 @@ def built(make, weights):
     with torch.device("meta"):                      # shapes alone, without memory for numbers
         model = make()
     model.load_state_dict(weights, assign=True)
+    if isinstance(model, GPT) and model.config.tie_weights:
+        model.token_embedding.weight = model.lm_head.weight
     return model.eval()
 
 
@@ -1357,11 +1365,13 @@ def process():
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def processes():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def own_rows(x):
     """The rows of x that this process works on: all of them, if it is alone."""
-    n = dist.get_world_size() if dist.is_initialized() else 1
-    check(len(x) % n == 0, f"batch_size={len(x)} must be a multiple of the {n} processes")
-    return x[process()::n]
+    return x[process()::processes()]
 
 
 def own_seed(step, config):
@@ -1371,10 +1381,12 @@ def own_seed(step, config):
 
 def average_over_processes(model, loss):
     """The mean of the losses of all processes; the gradients are replaced by their mean, too."""
-    if dist.is_initialized():
-        for x in (loss, *(p.grad for p in model.parameters() if p.grad is not None)):
-            dist.all_reduce(x)                      # the sum
-            x /= dist.get_world_size()
+    if processes() > 1:
+        parts = [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
+        mean = torch.cat([part.flatten() for part in parts]) / processes()     # in one message
+        dist.all_reduce(mean)                       # the sum over all processes
+        for part, new in zip(parts, mean.split([part.numel() for part in parts])):
+            part.copy_(new.view_as(part))
     return loss
 
 
@@ -1514,11 +1526,12 @@ def check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p):
     check(top_p is None or 0 < top_p <= 1, f"top_p must be above 0 and at most 1, not {top_p}")
 
 
-def check_losses(report, config):
-    """A loss that is infinite, or not a number, says that the weights are lost."""
-    for loss in (report.loss_sum, report.train_loss or 0, report.val_loss or 0):
-        check(math.isfinite(loss),
-              f"the loss became {float(loss)} by step {report.step}: try a learning_rate below "
+def check_finite(model, report, config):
+    """A number that is infinite, or not a number, says that the weights are lost."""
+    for name, x in (("training loss", report.loss_sum), ("training loss", report.train_loss or 0),
+                    ("validation loss", report.val_loss or 0), *model.named_parameters()):
+        check(torch.as_tensor(x).isfinite().all(),
+              f"{name}: not a finite number by step {report.step}. Try a learning_rate below "
               f"{config.learning_rate} or a weight_decay below {config.weight_decay}. What was "
               f"saved before that is kept")
 
@@ -1621,18 +1634,18 @@ def train_and_show(model, train_data, val_data, config, report, keeper=None):
     """
     if keeper:
         keeper.save(model, report)
-    first_step, seconds_before, began = report.step, report.seconds, time.monotonic()
+    first_step, seconds_before, began = report.step, report.seconds, time.perf_counter()
     drawn = began
     for report in train(model, train_data, val_data, config, report):
-        now = time.monotonic()
+        now = time.perf_counter()
         report.seconds = seconds_before + now - began
         evaluated = report.val_loss is not None
         if evaluated or on_terminal() and now > drawn + 0.2:
             drawn, line = now, progress(report, config, (report.step - first_step) / (now - began))
             announce("" if evaluated else line)
             print(line + "\n" if evaluated else "", end="", flush=True)
-        if evaluated or keeper and now > keeper.when + SAVE_SECONDS:
-            check_losses(report, config)
+        if evaluated or keeper and time.monotonic() > keeper.when + SAVE_SECONDS:
+            check_finite(model, report, config)
             if keeper:
                 keeper.save(model, report)
 
@@ -1641,7 +1654,7 @@ def progress(report, config, steps_per_second):
     """How far a training is, in a line."""
     last, rows = config.max_steps, report.history
     steps = report.step - (rows[-1]["step"] if rows else 0)
-    train_loss = report.train_loss or float(report.loss_sum) / steps
+    train_loss = float(report.loss_sum) / steps if report.train_loss is None else report.train_loss
     val_loss = f"{rows[-1]['val_loss']:.4f}" if rows else "-"
     left = round((last - report.step) / steps_per_second)
     return (f"step {report.step:>{len(str(last))}}/{last}  train {train_loss:.4f}  val {val_loss}  "
@@ -1687,7 +1700,7 @@ def print_results(rows, tokens_per_character=1.0):
     """Print a table from rows of (model, parameters, loss in nats per token, seconds or None)."""
     print_table("model parameters val_loss bits/char perplexity seconds", [
         (model, f"{parameters:,}", f"{loss:.4f}",
-         f"{loss / math.log(2) * tokens_per_character:.4f}", f"{math.exp(loss):.2f}",
+         f"{loss / math.log(2) * tokens_per_character:.4f}", f"{math.exp(min(loss, 20)):.2f}",
          f"{seconds:.1f}" if seconds else "-")
         for model, parameters, loss, seconds in rows])
 
@@ -1711,8 +1724,8 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are UserErrors, and to which --max-steps is --max_steps."""
 
     def parse_args(self, arguments):
-        underscores = lambda found: "--" + found[0][2:].replace("-", "_")
-        return super().parse_args([re.sub("^--(?!no-)[^=]+", underscores, a) for a in arguments])
+        spell = lambda found: "--" + ("no-" if found[1] else "") + found[2].replace("-", "_")
+        return super().parse_args([re.sub("^--(no[-_])?([^=]+)", spell, arg) for arg in arguments])
 
     def error(self, message):
         raise UserError(message)
@@ -1737,7 +1750,9 @@ Demos, --size and GPUs have some defaults of their own.""")
     parser.add_argument("--device", help="cuda, mps or cpu; else the first that is there")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
-    about = dict(re.findall(r"^    (\w+): .*?# (.+)$", inspect.getsource(Config), re.MULTILINE))
+    about = defaultdict(str)
+    with contextlib.suppress(OSError, TypeError):   # in a notebook, there is no source to look at
+        about.update(re.findall(r"^    (\w+): .*?# (.+)$", inspect.getsource(Config), re.MULTILINE))
     for setting in fields(Config):
         kind = ({"action": argparse.BooleanOptionalAction} if setting.type is bool else
                 {"type": setting.type, "metavar": setting.type.__name__.upper()})
@@ -1753,7 +1768,7 @@ def run_command(arguments):
         "demo", "text", "name", "device", "size", "resume", "compile"))
     check(demo in (None, *DEMOS), f"there is no demo {demo}, only {', '.join(DEMOS)}; the commands "
                                   f"{', '.join(COMMANDS)} come first; a text goes with --text")
-    check(not (demo and path), f"{demo} has a text of its own; leave out the name or --text")
+    check(not (demo and path), f"{demo} has a text of its own; leave out --text")
     check(not name or Path(name).name == name != "..", f"--name begins file names; {name!r} cannot")
     device = join_processes(choose_device(device))
     _, texts, prompt, demo_check, settings = DEMOS.get(demo, (None, None, None, None, {}))
@@ -1763,23 +1778,27 @@ def run_command(arguments):
     keeper = Keeper(name or text_name, resume)
     check(not path or path.resolve() not in [keeper.path(ending).resolve() for ending in ENDINGS],
           f"the run would write over {path}; give it another --name")
-    saved = load_run(find_run(keeper.name), device) if resume else None
+    check(not resume or keeper.path(".pt").is_file(),
+          f"there is no {keeper.path('.pt')} to resume; `python gpt.py runs` lists what there is")
+    saved = load_run(keeper.path(".pt"), device) if resume else None
     if resume:
         config = resumed_config(saved, options, size, train_text + val_text)
+    check(config.batch_size % processes() == 0,
+          f"batch_size={config.batch_size} must be a multiple of the {processes()} processes")
     try:
         held = run(keeper, train_text, val_text, config, prompt=prompt, demo_check=demo_check,
                    device=device, compile=compile, saved=saved)
     except KeyboardInterrupt:
         raise KeyboardInterrupt("stopped before anything was saved" if keeper.step is None else
                                 f"stopped; step {keeper.step} is saved, and the same command with "
-                                f"--resume goes on from there") from None
+                                f"--resume --name {keeper.name} goes on from there") from None
     return 0 if held else 1
 
 
 def new_config(settings, options, size, device):
     """The Config of a demo, a size, or what suits the device, with the options that were given."""
     on_gpu = ON_GPU if device.startswith("cuda") and not settings else {}
-    settings = {**(SIZES[size] if size else on_gpu), **settings, **options}
+    settings = {**on_gpu, **settings, **SIZES.get(size, {}), **options}
     if settings.get("tokenizer") != "bpe":
         check("vocab_size" not in options,
               "--vocab_size is for --tokenizer bpe; of characters, the text decides")
@@ -1847,9 +1866,10 @@ def runs_command(arguments):
         except UserError as error:
             print(error)
             continue
-        losses = [f"{row['val_loss']:.4f}" for row in run.report.history]
+        losses = [row["val_loss"] for row in run.report.history]
         rows.append((path.stem, f"{count_parameters(run.model):,}",
-                     f"{run.report.step}/{run.config.max_steps}", min(losses, default="-"), when))
+                     f"{run.report.step}/{run.config.max_steps}",
+                     f"{min(losses):.4f}" if losses else "-", when))
     print_table("run parameters step val_loss saved", rows)
 
 
@@ -1894,7 +1914,9 @@ def run_cleanly(program, command, arguments):
     if isinstance(sys.stdout, io.TextIOWrapper):        # any text can be printed, also into a pipe
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     try:
-        return command(arguments) or 0
+        code = command(arguments) or 0
+        print(end="", flush=True)                       # here, if our reader has left, we see it
+        return code
     except SystemExit as end:                           # after --help
         return end.code
     except BrokenPipeError:                        # who reads our output has left
@@ -1911,8 +1933,8 @@ def run_cleanly(program, command, arguments):
             message, code = "another process of this run has ended, so this one ends as well", 2
         else:
             raise
-    announce("")
     if process() == 0:
+        print("\n" if on_terminal() else "", end="", flush=True)        # after a line of progress
         print(f"{program}: {message}", file=sys.stderr)
     return code
 
