@@ -197,6 +197,7 @@ def get_batch(data, step, config):
     (tensor([[18, 47, 56]]), tensor([[47, 56, 57]]))
     """
     B, T = config.batch_size, config.block_size
+    check_range("the number of tokens to train on", len(data), T + 1)
     generator = torch.Generator().manual_seed(step_seed(step, config))
     starts = torch.randint(len(data) - T, (B, 1), generator=generator)
     starts = own_rows(starts).to(data.device)       # all B of them, if there is only one process
@@ -295,9 +296,10 @@ def one_head(x, w_query, w_key, w_value):
     return shares @ v                                       # (B, T, T) @ (B, T, hs) -> (B, T, hs)
 
 
-# Why divide by sqrt(hs)? The dot product of two vectors of hs random numbers of size 1 has a size
-# of about sqrt(hs). Large scores would let softmax give nearly all to one token from the start, and
-# then a small change of the scores changes nothing: there is little to learn from.
+# Why divide by sqrt(hs)? The dot product of two vectors of hs random numbers of size 1 (that is
+# their standard deviation) has a size of about sqrt(hs). Large scores would let softmax give
+# nearly all to one token from the start, and then a small change of the scores changes nothing:
+# there is little to learn from.
 #
 # The shares of one head, the first of the last block, in a trained model that reads "king": how
 # much each token, at the left, takes from which. The g takes most from the i.
@@ -328,10 +330,8 @@ class CausalSelfAttention(nn.Module):
         """x (B, T, C), tokens that stand at positions (T,). The cache is for chapter 8."""
         B, T, C = x.shape
         nh, hs = self.config.n_head, C // self.config.n_head
-        q, k, v = self.qkv(x).split(C, dim=-1)              # (B, T, C) -> three of (B, T, C)
-        q = q.view(B, T, nh, hs).transpose(1, 2)            # (B, T, C) -> (B, nh, T, hs)
-        k = k.view(B, T, nh, hs).transpose(1, 2)            # (B, T, C) -> (B, nh, T, hs)
-        v = v.view(B, T, nh, hs).transpose(1, 2)            # (B, T, C) -> (B, nh, T, hs)
+        qkv = self.qkv(x).view(B, T, 3, nh, hs)             # (B, T, C) -> (B, T, 3, nh, hs)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4)                # -> three of (B, nh, T, hs)
         if self.config.position == "rotary":                # explained below
             q, k = rotate(q, positions, self.config), rotate(k, positions, self.config)
         if cache is not None:                               # in chapter 8
@@ -370,8 +370,8 @@ def sinusoids(config):
 
 
 def rotate(x, positions, config):
-    """Turn x (..., T, hs), taken as hs/2 arrows in the plane, like the hands at positions (T,)."""
-    a, b = x.chunk(2, dim=-1)                               # (..., T, hs) -> two of (..., T, hs/2)
+    """Turn the hs/2 arrows (a[i], b[i]) in x (..., T, hs) like the hands at positions (T,)."""
+    a, b = x.chunk(2, dim=-1)                       # (..., T, hs) -> two of (..., T, hs/2)
     angles = clock_angles(positions, a.shape[-1], config)      # (T,) -> (T, hs/2)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)    # back to (..., T, hs)
@@ -384,11 +384,11 @@ def rotate(x, positions, config):
 # 2016, in the tanh form of GPT-2.) Attention and feed-forward together are a block, and blocks are
 # stacked: each gathers from what the ones below have worked out.
 #
-# Neither half of a block replaces x; it adds to it (a residual connection). So x runs like a stream
-# from bottom to top, and no block stands between the loss and the blocks below. What a half reads
-# from the stream is first brought to mean 0 and variance 1 for each token, by a LayerNorm, which
-# then scales each channel by a learned gain. Dropout sets a random share of the numbers to zero in
-# training, so that none is relied on alone.
+# Neither half of a block replaces x; it adds to it (a residual connection). So x runs like a
+# stream from bottom to top, and on the way back, the gradient reaches each block directly. What a
+# half reads from the stream is first brought to mean 0 and variance 1 for each token, by a
+# LayerNorm, which then scales each channel by a learned gain. Dropout sets a random share of the
+# numbers to zero in training, so that none is relied on alone.
 #
 # At the bottom, each token is looked up in the table of embeddings, and its position is added. At
 # the top, after a last LayerNorm, lm_head turns the C numbers of each token into V logits for the
@@ -396,9 +396,10 @@ def rotate(x, positions, config):
 #
 # The first weights are random. A sum of n random terms has sqrt(n) times their size, so a matrix
 # with n inputs gets weights of size 1/sqrt(n), and what passes through keeps its size. The last
-# matrix of each half of a block is zero: the block adds nothing, until training has found what to
-# add. The tables of tokens are small, so all tokens begin about equally likely. (Then head_start
-# changes some of this, which saves many steps; the appendix says how and why.)
+# matrix of each half of a block is zero, so at first the block adds nothing. (It will not stay
+# zero: its gradient is made of what flows into it.) The embedding and lm_head begin with small
+# numbers, so all tokens are about equally likely. And then head_start changes some of this, which
+# saves many steps; the appendix says how and why.
 
 
 class Block(nn.Module):
@@ -455,10 +456,12 @@ class GPT(nn.Module):
         positions = torch.arange(start, end, device=idx.device)     # (T,)
         x = self.token_embedding(idx)                               # (B, T) -> (B, T, C)
         if self.config.position != "rotary":
-            x = x + self.position_embedding(positions)              # (B, T, C) + (T, C)
+            x = x + self.position_embedding.weight[start:end]       # (B, T, C) + (T, C)
         x = self.dropout(x)
         for block in self.blocks:
             x = block(x, positions, cache)
+        if cache is not None:
+            cache.length = end
         x = self.norm(x)
         logits = self.lm_head(x)                                    # (B, T, C) -> (B, T, V)
         loss = None if targets is None else next_token_loss(logits, targets)
@@ -486,11 +489,11 @@ class GPT(nn.Module):
 # Gradient descent: take a batch and its loss, compute for each weight in which direction it would
 # raise the loss, and move all weights a little in the other direction. And again.
 #
-# Adam (Kingma & Ba 2015) keeps, for each weight, a mean of its latest gradients, and divides it by
-# their size, so that all weights learn at a similar pace. The W of AdamW (Loshchilov & Hutter 2019)
-# is for weight decay: the matrices shrink a little in each step, so that only those numbers stay
-# large that the data asks for again and again. And clipping: the gradient of all weights, taken as
-# one long vector, is shortened when it is far too long, which is rare.
+# Adam (Kingma & Ba 2015) keeps, for each weight, a mean of its latest gradients, and divides it
+# by their typical size, so that all weights learn at a similar pace. The W of AdamW (Loshchilov &
+# Hutter 2019) is for weight decay: the matrices shrink a little in each step, so that only those
+# numbers stay large that the data asks for again and again. And clipping: the gradient of all
+# weights, taken as one long vector, is shortened when it is far too long, which is rare.
 #
 # How far a step goes, the learning rate says. It grows at first, because the first gradients are
 # the wildest, and then falls to zero, because large steps come near a low loss soon, and small
@@ -578,7 +581,7 @@ class Report:
 def train(model, train_data, val_data, config, report=None):
     """Train `model` in place on tokens (N,). A generator: each turn of a loop over it is one step.
 
-    It yields its Report, always the same, and the caller may look, print, save, or stop:
+    It yields its Report, the same object each time, and the caller may look, print, save, or stop:
 
         for report in train(model, train_data, val_data, config):
             if report.val_loss is not None:
@@ -633,7 +636,7 @@ def write(model, idx, max_new_tokens):
 #
 #     temperature     divides the logits: below 1 favours the likely, above 1 makes all more alike
 #     top_k           draw only from the k likeliest tokens
-#     top_p           draw only from the likeliest tokens that have, together, the probability p
+#     top_p           draw only from the likeliest tokens, until they have p together
 
 
 def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
@@ -650,6 +653,8 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
         temperature, top_k = 1.0, 1
     logits = logits - logits.amax(dim=-1, keepdim=True)     # the same odds, and nothing overflows
     probs = F.softmax(logits / temperature, dim=-1)
+    if top_k is None and top_p is None:
+        return probs
     probs, tokens = probs.sort(dim=-1, descending=True)     # the likeliest first, and who they are
     if top_k is not None:
         probs[:, max(1, top_k):] = 0
@@ -661,28 +666,33 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     return torch.zeros_like(probs).scatter(-1, tokens, probs)       # each back in its place
 
 
-# The plain way computes the whole text again for each token. There is no need: since a token sees
-# nothing of what comes after it, its keys and values never change. A cache keeps them, and then
-# only the newest token has to be computed. The text is the same, but it comes faster.
+# The plain way computes all of the context again for each token. There is no need: since a token
+# sees nothing of what comes after it, its keys and values never change. A cache keeps them, and
+# then only the newest token has to be computed. The text is the same, but it comes faster.
 
 
 class Cache:
     """The keys and values of all tokens so far, for each attention layer."""
 
     def __init__(self):
-        self.layers = {}                        # layer -> keys and values, both (B, nh, length, hs)
-        self.length = 0                         # tokens so far
+        self.layers = {}                        # layer -> keys and values, both (B, nh, room, hs)
+        self.length = 0                         # tokens so far; there may be room for more
 
     def add(self, layer, k, v):
         """Append k, v (B, nh, T, hs) to those of a layer -> all, two of (B, nh, length, hs)."""
-        if layer in self.layers:
-            # With more new tokens than one, attention would need another mask.
-            check(k.shape[2] == 1, f"a filled cache takes one token at a time, not {k.shape[2]}")
-            past_k, past_v = self.layers[layer]
-            k, v = torch.cat((past_k, k), dim=2), torch.cat((past_v, v), dim=2)
-        self.layers[layer] = k, v
-        self.length = k.shape[2]
-        return k, v
+        if self.length == 0:
+            self.layers[layer] = k, v
+            return k, v
+        # Several new tokens would need a mask of their own, beside all of the past.
+        check(k.shape[2] == 1, f"a filled cache takes one token at a time, not {k.shape[2]}")
+        end = self.length + 1
+        all_k, all_v = self.layers[layer]
+        if end > all_k.shape[2]:                # make the room twice as large
+            all_k = torch.cat((all_k, torch.empty_like(all_k)), dim=2)
+            all_v = torch.cat((all_v, torch.empty_like(all_v)), dim=2)
+            self.layers[layer] = all_k, all_v
+        all_k[:, :, self.length:end], all_v[:, :, self.length:end] = k, v
+        return all_k[:, :, :end], all_v[:, :, :end]
 
 
 # And when the text is longer than the context? The plain way drops the oldest token for each new
@@ -698,7 +708,7 @@ def stream_tokens(model, idx, max_new_tokens, dials, use_cache=True, generator=N
     start, cache = max(0, idx.shape[1] - model.block_size), Cache()
     for _ in range(max_new_tokens):
         if idx.shape[1] - start > model.block_size:                 # keep the later half
-            start, cache = idx.shape[1] - model.block_size // 2 - 1, Cache()
+            start, cache = idx.shape[1] - model.block_size // 2 - 1, Cache()    # and the newest
         if use_cache:
             unread = idx[:, start + cache.length:]                  # all of it, or the last token
             logits, _ = model(unread, cache=cache)                  # (B, T) -> (B, T, V)
@@ -717,7 +727,8 @@ def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
     temperature, top_k, top_p: the dials, see above; a temperature of 0 is greedy. use_cache: False
     computes each window anew, to the same text. generator: a torch.Generator to draw with, for a
     text that can be repeated. The model works in eval mode and is left in the mode in which it was.
-    While the text fits the context, this is `write`. UserError for values that make no sense.
+    Without dials, and while the text fits the context, it draws what `write` draws. Raises
+    UserError for values that make no sense.
     """
     dials = (temperature, top_k, top_p)
     check_sampling(model, idx, max_new_tokens, *dials)
@@ -740,7 +751,8 @@ def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
 #     DUKE VINCENTIO:
 #     Most blood not you poison, for good.
 #
-# And this is the table of results, with the loss on every token of the validation split:
+# And this is the table of results, from the whole validation split. (Perplexity is exp(val_loss):
+# the model is as unsure as among so many tokens, all equally likely.)
 #
 #     model    parameters  val_loss  bits/char  perplexity  seconds
 #     uniform           0    4.1744     6.0224       65.00        -
@@ -806,7 +818,7 @@ def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, d
 # pair of neighbours that occurs most often becomes a new token, again and again:
 #
 #     a a a b d a a a b a c       the pair a a is the most frequent: X = a a
-#     X a b d X a b a c           now it is a b: Y = a b
+#     X a b d X a b a c           now a b, and X a too; the lower ids first: Y = a b
 #     X Y d X Y a c               now it is X Y: Z = X Y
 #     Z d Z a c                   11 tokens have become 5
 #
@@ -814,7 +826,7 @@ def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, d
 
 import re
 from collections import Counter, defaultdict
-from functools import cache, partial
+import functools
 from itertools import pairwise
 
 WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
@@ -854,7 +866,7 @@ def find_merges_plainly(text, vocab_size):
 
 
 # The same, but faster: each different word is looked at once, however often it occurs, and only
-# those words are counted again that the new token has changed.
+# those words are counted again that the new token has changed. (And it says when pairs run out.)
 
 
 def find_merges(text, vocab_size):
@@ -903,7 +915,7 @@ class BPETokenizer:
             self.bytes.append(self.bytes[pair[0]] + self.bytes[pair[1]])
         self.vocab_size = len(self.bytes)
         self.ids = {pair: i for i, pair in enumerate(merges, start=256)}
-        self.encode_word = cache(self.encode_word)          # most words come again
+        self.encode_word = functools.cache(self.encode_word)          # most words come again
 
     def encode(self, text):
         """str -> list of int. Any text can be encoded."""
@@ -938,7 +950,8 @@ def encode_all(text, tokenizer):
     """The tokens of a whole text, a tensor (N,) of the smallest type of integers that serves."""
     V = tokenizer.vocab_size
     dtype = torch.uint8 if V <= 2**8 else torch.int16 if V <= 2**15 else torch.int32
-    parts = [text[i:i + 10**6] for i in range(0, len(text) + 1, 10**6)]     # a list of all is large
+    # In parts, since a list takes much more room than a tensor. (A word may be cut between two.)
+    parts = [text[i:i + 10**6] for i in range(0, len(text) + 1, 10**6)]
     return torch.cat([torch.tensor(tokenizer.encode(part), dtype=dtype) for part in parts])
 
 
@@ -1085,9 +1098,9 @@ HELLO, COUNT = "hello world\n", "0 1 2 3 4 5 6 7 8 9 "
 SMALL = dict(block_size=16, n_layer=2, n_embd=32, max_steps=200, warmup_steps=20, eval_interval=50)
 DEMOS = {           # name: (a line for --help, both texts, a prompt, the check, settings)
     "hello": ("a phrase, again and again: it goes on with it from anywhere",
-              lambda: split(500 * HELLO), "he", partial(check_pattern, HELLO), SMALL),
+              lambda: split(500 * HELLO), "he", functools.partial(check_pattern, HELLO), SMALL),
     "count": ("0 1 2 ... 9 0 1 ..., with about 5,000 weights",
-              lambda: split(500 * COUNT), "0 ", partial(check_pattern, COUNT),
+              lambda: split(500 * COUNT), "0 ", functools.partial(check_pattern, COUNT),
               dict(SMALL, block_size=64, n_layer=1, n_head=2, n_embd=16, max_steps=300,
                    learning_rate=1e-2)),
     "random": ("random tokens: is the architecture sound?",
@@ -1109,23 +1122,25 @@ DEMOS = {           # name: (a line for --help, both texts, a prompt, the check,
 #     and channels of their own for tokens         2.000           1.624
 #     and heads that look back                     1.873           1.590
 #
-# (Means of three seeds, which differ by 0.02 at most. Heads that look back, without the channels, do
-# harm in a short training: the tokens blur what they look at.)
+# (Means of three seeds, which differ by 0.02 at most. Without the channels, to look back does harm
+# in a short training: the tokens blur what the heads look at.)
 #
 # Channels of their own. Tokens write to the last quarter of the stream, positions to all of it, and
 # lm_head reads the other three quarters. So tokens do not blur what the positions say there. And
-# lm_head can begin at full size, its rows all different, and still all tokens are about equally
-# likely: from the first step, the blocks are told what each target would need.
+# lm_head can begin at full size, its rows all different: the gradient reaches the blocks through
+# these rows, so each target pulls in a direction of its own, from the first step on. Still, all
+# tokens begin about equally likely, since no token writes where lm_head reads.
 #
 # Looking back. What came a few tokens ago matters in every language. Yet heads with random queries
 # and keys bring a mean of nearly everything, from which there is little to learn; and they become
 # better only as fast as others learn to use what they bring. So let head h of the first block look
 # h + 1 tokens back. The block is silent at first, since proj is zero. But the gradient of proj is
-# made of what the heads bring, and what would help: if they bring the last four characters, one by
-# one, then proj learns in its first steps what follows them. All is free to change from there.
+# made of what the heads bring, and what would help: if they bring the four characters before this
+# one, one by one, then proj learns in its first steps what follows them. From there, all is free.
 #
 # How does a head look back? By the clocks of chapter 5. Its keys show the hands of some clocks, its
 # queries the same hands, turned back by h + 1 tokens: they agree best with the key that is there.
+# (To turn back by an angle d: cos(a - d) = cos a cos d + sin a sin d, and so for the sine.)
 
 
 @torch.no_grad()
@@ -1147,7 +1162,8 @@ def head_start(model):
     n = C // nh // 2                                            # clocks in a head
     if config.position != "rotary":                            # the n fastest, in the stream
         speeds = clock_angles(torch.ones(1), C // 2, config)[:, :n]         # (1, n)
-        cosines, sines = torch.zeros(2, C, n)                # where they are: two of (C, n)
+        # Column i says which channel holds the cosine, or the sine, of clock i.
+        cosines, sines = torch.zeros(2, C, n)                   # two of (C, n)
         cosines[C // 2:][:n], sines[:n] = torch.eye(n), torch.eye(n)
         heads = qkv.weight.view(3, nh, -1, C)                   # (3C, C) -> (3, nh, hs, C)
     elif config.bias:                                         # constants: attention turns them
@@ -1195,6 +1211,10 @@ def write_whole(path, content):
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        if hasattr(os, "O_DIRECTORY"):              # where the system can: sync the folder, too
+            folder = os.open(path.parent, os.O_DIRECTORY)
+            os.fsync(folder)
+            os.close(folder)
     except OSError as error:                        # a full disk does not say what did not fit
         raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
@@ -1590,7 +1610,7 @@ def show_data(train_text, val_text, tokenizer, train_data, val_data, config):
     heading("3. Batches")
     T = config.block_size
     print(f"{len(train_data):,} tokens to train on, {len(val_data):,} to validate with.")
-    print(f"One piece of {T} tokens is {T} examples. They begin:\n")
+    print(f"A piece has {T}, and that many examples. They begin:\n")
     for t in range(1, min(8, T) + 1):
         before, after = (tokenizer.decode(ids.tolist()) for ids in train_data[:t + 1].split(t))
         print(f"    after {before!r:<14} comes {after!r}")
@@ -1603,7 +1623,7 @@ def show_model(model, data):
     x, y = get_batch(data, 0, config)
     with torch.no_grad():
         logits, loss = model(x, y)
-    print(f"{config.n_layer} blocks of {config.n_head} heads, width {config.n_embd}: "
+    print(f"blocks {config.n_layer}, heads in each {config.n_head}, width {config.n_embd}: "
           f"{count_parameters(model):,} parameters")
     print(f"tokens {tuple(x.shape)} -> logits {tuple(logits.shape)}")
     print(f"loss of the first batch {loss:.2f}; knowing nothing costs "
@@ -1635,31 +1655,41 @@ def train_and_show(model, train_data, val_data, config, report, keeper=None):
     if keeper:
         keeper.save(model, report)
     first_step, seconds_before, began = report.step, report.seconds, time.perf_counter()
-    drawn = began
+    drawn, told = began, False
     for report in train(model, train_data, val_data, config, report):
         now = time.perf_counter()
         report.seconds = seconds_before + now - began
-        evaluated = report.val_loss is not None
-        if evaluated or on_terminal() and now > drawn + 0.2:
-            drawn, line = now, progress(report, config, (report.step - first_step) / (now - began))
-            announce("" if evaluated else line)
-            print(line + "\n" if evaluated else "", end="", flush=True)
-        if evaluated or keeper and time.monotonic() > keeper.when + SAVE_SECONDS:
+        pace = (report.step - first_step) / (now - began)               # steps per second
+        minutes = (config.max_steps - report.step) / pace / 60
+        if not told and now > began + 5 and minutes > 1:
+            told = True
+            shorter = "; fewer --max_steps or a smaller --size take less" if minutes > 60 else ""
+            announce("")
+            print(f"this takes about {minutes:.0f} minutes{shorter}", flush=True)
+        if report.val_loss is not None:
             check_finite(model, report, config)
-            if keeper:
-                keeper.save(model, report)
+            announce("")
+            print(progress(report, config, pace), flush=True)
+        elif on_terminal() and now > drawn + 0.2 or (report.step + 1) % config.eval_interval == 0:
+            drawn = now                                                 # also before an evaluation
+            announce(progress(report, config, pace))
+        late = keeper and time.monotonic() > keeper.when + SAVE_SECONDS
+        if keeper and (late or report.val_loss is not None):
+            check_finite(model, report, config)
+            keeper.save(model, report)
 
 
 def progress(report, config, steps_per_second):
     """How far a training is, in a line."""
     last, rows = config.max_steps, report.history
     steps = report.step - (rows[-1]["step"] if rows else 0)
+    soon = (report.step + 1) % config.eval_interval == 0 or report.step + 1 == last
     train_loss = float(report.loss_sum) / steps if report.train_loss is None else report.train_loss
     val_loss = f"{rows[-1]['val_loss']:.4f}" if rows else "-"
     left = round((last - report.step) / steps_per_second)
     return (f"step {report.step:>{len(str(last))}}/{last}  train {train_loss:.4f}  val {val_loss}  "
             f"{steps_per_second * config.batch_size * config.block_size:,.0f} tokens/s  "
-            f"{left // 60}:{left % 60:02} left")
+            f"{left // 60}:{left % 60:02} left{', evaluating' if soon else ''}")
 
 
 SAMPLE_TOKENS = 500
@@ -1931,6 +1961,8 @@ def run_cleanly(program, command, arguments):
             message, code = "there is not enough memory; try a smaller model or batch", 2
         elif dist.is_initialized() and "peer" in str(error):
             message, code = "another process of this run has ended, so this one ends as well", 2
+        elif type(error).__module__.startswith("torch._"):
+            message, code = f"--compile does not work here: {str(error).splitlines()[0]}", 2
         else:
             raise
     if process() == 0:
