@@ -756,8 +756,8 @@ def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
 #
 #     model    parameters  val_loss  bits/char  perplexity  seconds
 #     uniform           0    4.1744     6.0224       65.00        -
-#     bigram        4,225    2.4921     3.5953       12.09      0.8
-#     GPT         619,904    1.5940     2.2997        4.92     86.2
+#     bigram        4,225    2.4921     3.5953       12.09      0.5
+#     GPT         619,904    1.5940     2.2997        4.92     93.8
 
 
 def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, device="cpu",
@@ -1610,7 +1610,7 @@ def show_data(train_text, val_text, tokenizer, train_data, val_data, config):
     heading("3. Batches")
     T = config.block_size
     print(f"{len(train_data):,} tokens to train on, {len(val_data):,} to validate with.")
-    print(f"A piece has {T}, and that many examples. They begin:\n")
+    print(f"Batches are made of pieces of {T}, with an example for each token. They begin:\n")
     for t in range(1, min(8, T) + 1):
         before, after = (tokenizer.decode(ids.tolist()) for ids in train_data[:t + 1].split(t))
         print(f"    after {before!r:<14} comes {after!r}")
