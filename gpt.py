@@ -1670,8 +1670,10 @@ def train_and_show(model, train_data, val_data, config, report, keeper=None):
             check_finite(model, report, config)
             announce("")
             print(progress(report, config, pace), flush=True)
-        elif on_terminal() and now > drawn + 0.2 or (report.step + 1) % config.eval_interval == 0:
-            drawn = now                                                 # also before an evaluation
+        elif (report.step + 1) % config.eval_interval == 0:
+            announce(progress(report, config, pace) + ", evaluating")
+        elif on_terminal() and now > drawn + 0.2:
+            drawn = now
             announce(progress(report, config, pace))
         late = keeper and time.monotonic() > keeper.when + SAVE_SECONDS
         if keeper and (late or report.val_loss is not None):
@@ -1683,13 +1685,12 @@ def progress(report, config, steps_per_second):
     """How far a training is, in a line."""
     last, rows = config.max_steps, report.history
     steps = report.step - (rows[-1]["step"] if rows else 0)
-    soon = (report.step + 1) % config.eval_interval == 0 or report.step + 1 == last
     train_loss = float(report.loss_sum) / steps if report.train_loss is None else report.train_loss
     val_loss = f"{rows[-1]['val_loss']:.4f}" if rows else "-"
     left = round((last - report.step) / steps_per_second)
     return (f"step {report.step:>{len(str(last))}}/{last}  train {train_loss:.4f}  val {val_loss}  "
             f"{steps_per_second * config.batch_size * config.block_size:,.0f} tokens/s  "
-            f"{left // 60}:{left % 60:02} left{', evaluating' if soon else ''}")
+            f"{left // 60}:{left % 60:02} left")
 
 
 SAMPLE_TOKENS = 500

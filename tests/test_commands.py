@@ -149,6 +149,7 @@ def test_a_reader_that_leaves_ends_a_command_quietly(story):
 
 def test_with_no_network_the_manual_is_learned_under_its_own_name(in_tmp, short_baseline, monkeypatch):
     monkeypatch.setattr(gpt, "SHAKESPEARE_URL", "http://127.0.0.1:9/")
+    monkeypatch.setattr(time, "sleep", lambda seconds: None)            # between the tries
     code, output, error = main(*TINY[:-4], "--max_steps", 3)
     assert (code, error) == (0, "")
     assert "ConnectionError" in output and "data/tinyshakespeare.txt" in output

@@ -103,7 +103,7 @@ def test_kill_9_at_random_moments_loses_nothing(tmp_path):
         (folder / "cats.txt").write_text(TEXT)
     settings = [*SMALL[:-4], "--max_steps", "200", "--eval_interval", "20"]
     codes = in_forks(f"""
-gpt.SAVE_SECONDS = 0.02                                         # some saves in between, too
+gpt.SAVE_SECONDS = 0.05                                         # some saves in between, too
 settings, draw = {settings!r}, random.Random({random.randrange(10**6)})
 print(wait(start(settings, "whole")))
 for _ in range({KILLS}):
