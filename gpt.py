@@ -347,8 +347,7 @@ class CausalSelfAttention(nn.Module):
 # order its terms came. So each token must know its place. Imagine a set of clocks, from one whose
 # hand moves 1 radian per token to a very slow one, which goes round once in ten contexts. Together,
 # their hands tell every place, and "three tokens earlier" turns them back by the same angles,
-# wherever we are.
-# There are three ways to use them:
+# wherever we are. There are three ways to use them:
 #
 #     sinusoidal  add the sines and cosines of the hands to what describes a token (Vaswani et al.)
 #     learned     the same at first, but trained like all other weights (GPT-2 starts at random)
@@ -824,9 +823,9 @@ def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, d
 #
 # The text is cut into words first, each with the space before it, so no token reaches across words.
 
+import functools
 import re
 from collections import Counter, defaultdict
-import functools
 from itertools import pairwise
 
 WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
@@ -1360,9 +1359,14 @@ def load_checkpoint(path):
     return run.model, run.tokenizer
 
 
+def saved_runs():
+    """The paths of all checkpoints in data/, the latest last."""
+    return sorted(DATA.glob("*.pt"), key=lambda path: path.stat().st_mtime)
+
+
 def find_run(name=None):
     """The path of the run with this name, or this path, or the latest run if none is named."""
-    runs = sorted(DATA.glob("*.pt"), key=lambda path: path.stat().st_mtime)
+    runs = saved_runs()
     candidates = runs[-1:] if name is None else [DATA / f"{name}.pt", Path(name)]
     found = [path for path in candidates if path.is_file()]
     kept = ", ".join(path.stem for path in runs) or "none; `python gpt.py` makes one"
@@ -1666,18 +1670,19 @@ def train_and_show(model, train_data, val_data, config, report, keeper=None):
             shorter = "; fewer --max_steps or a smaller --size take less" if minutes > 60 else ""
             announce("")
             print(f"this takes about {minutes:.0f} minutes{shorter}", flush=True)
-        if report.val_loss is not None:
+        evaluated = report.val_loss is not None
+        due = evaluated or keeper and time.monotonic() > keeper.when + SAVE_SECONDS
+        if due:
             check_finite(model, report, config)
+        if evaluated:
             announce("")
             print(progress(report, config, pace), flush=True)
-        elif (report.step + 1) % config.eval_interval == 0:
-            announce(progress(report, config, pace) + ", evaluating")
-        elif on_terminal() and now > drawn + 0.2:
-            drawn = now
-            announce(progress(report, config, pace))
-        late = keeper and time.monotonic() > keeper.when + SAVE_SECONDS
-        if keeper and (late or report.val_loss is not None):
-            check_finite(model, report, config)
+        elif on_terminal():
+            soon = ", evaluating" if (report.step + 1) % config.eval_interval == 0 else ""
+            if soon or now > drawn + 0.2:
+                drawn = now
+                announce(progress(report, config, pace) + soon)
+        if keeper and due:
             keeper.save(model, report)
 
 
@@ -1890,7 +1895,7 @@ def runs_command(arguments):
     """`python gpt.py runs`: what has been saved."""
     Parser("gpt.py runs", description="Show the runs that are kept in data/.").parse_args(arguments)
     rows = []
-    for path in sorted(DATA.glob("*.pt"), key=lambda path: path.stat().st_mtime):
+    for path in saved_runs():
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
         try:
             run = load_run(path)
