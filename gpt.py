@@ -1669,7 +1669,7 @@ def train_and_show(model, train_data, val_data, config, report, keeper=None):
             told = True
             shorter = "; fewer --max_steps or a smaller --size take less" if minutes > 60 else ""
             announce("")
-            print(f"this takes about {minutes:.0f} minutes{shorter}", flush=True)
+            print(f"this takes about {math.ceil(minutes)} minutes{shorter}", flush=True)
         evaluated = report.val_loss is not None
         due = evaluated or keeper and time.monotonic() > keeper.when + SAVE_SECONDS
         if due:
