@@ -36,9 +36,13 @@ need to know Python, and that a matrix product is many dot products at once. A c
 
 import hashlib
 import math
+import signal
 import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+
+if __name__ == "__main__":      # until main() is reached, Ctrl-C ends the program without a word
+    on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import requests
 
@@ -1986,4 +1990,5 @@ def main(arguments=None):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGINT, on_ctrl_c)
     sys.exit(main())

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -298,6 +299,15 @@ def test_ctrl_c_before_the_first_save(cats, monkeypatch):
     assert main(*CATS)[::2] == (130, "gpt.py: stopped\n")
 
 
+def test_ctrl_c_while_torch_is_loaded_ends_without_a_word(tmp_path):
+    (tmp_path / "torch.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(30)\n")
+    process = subprocess.Popen([sys.executable, ROOT / "gpt.py"], env={**os.environ, "PYTHONPATH": str(tmp_path)},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "loading\n"
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=5) == ("", "") and process.returncode == -signal.SIGINT      # 130 in a shell
+
+
 def test_resume_takes_its_settings_from_the_checkpoint_and_refuses_others(cats):
     assert main(*CATS)[0] == 0
     before = contents(cats)
@@ -451,6 +461,26 @@ def test_a_large_vocabulary_goes_without_a_bigram(cats, monkeypatch):
     assert code == 0 and "left out: its table would have 676 numbers" in output
     assert files(cats) == ["cats-gpt.txt", "cats.csv", "cats.pt"] and "diff -y" not in output
     assert main("--text", "cats.txt", "--resume", "--max_steps", 45)[0] == 0
+
+
+def test_a_text_that_keeps_us_waiting_is_named(cats, monkeypatch, capsys):
+    os.mkfifo("pipe.txt")
+    monkeypatch.setattr(gpt, "on_terminal", lambda: True)
+    late = threading.Timer(0.3, lambda: (cats / "pipe.txt").write_text(TEXT, encoding="utf-8"))
+    late.start()
+    assert gpt.load_text(cats / "pipe.txt") == ("pipe", TEXT)
+    assert "pipe.txt" in capsys.readouterr().out
+
+
+def test_a_failure_of_the_compiler_gets_one_line(cats, monkeypatch):
+    class NoCompiler(RuntimeError):
+        __module__ = "torch._inductor.exc"
+
+    def fail(*arguments):
+        raise NoCompiler("no C++ compiler was found\nand a long story")
+    monkeypatch.setattr(gpt.nn.Module, "compile", lambda self: None)
+    monkeypatch.setattr(gpt, "show_model", fail)
+    assert one_line(*CATS, "--compile") == "gpt.py: --compile does not work here: no C++ compiler was found\n"
 
 
 def test_output_may_be_closed_or_narrow(cats):

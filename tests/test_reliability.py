@@ -482,6 +482,14 @@ def test_each_process_has_its_own_rows_and_its_own_dropout(monkeypatch):
     assert gpt.own_seed(3, config) != alone
 
 
+def test_more_processes_than_gpus_get_one_line(monkeypatch):
+    monkeypatch.setattr(gpt.dist, "is_torchelastic_launched", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    with pytest.raises(gpt.UserError, match="2 processes need as many GPUs; there are 1"):
+        gpt.join_processes("cuda")
+
+
 def test_compile_trains_the_same_and_writes_uncompiled(copy, trained, monkeypatch):
     compiled = []
     monkeypatch.setattr(gpt.nn.Module, "compile", lambda self: compiled.append(self))
