@@ -102,24 +102,11 @@ SHAKESPEARE_URL = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
                    "data/tinyshakespeare/input.txt")
 
 
-def download(url, path, sha256):
-    """Fetch `url` into the file `path`, whole or not at all. Raises OSError if that fails."""
-    twice_more = requests.adapters.Retry(2, backoff_factor=0.5, status_forcelist=[500, 502, 503],
-                                         respect_retry_after_header=False)
-    with requests.Session() as session:
-        session.mount(url, requests.adapters.HTTPAdapter(max_retries=twice_more))
-        response = session.get(url, timeout=5)          # seconds
-    response.raise_for_status()
-    if hashlib.sha256(response.content).hexdigest() != sha256:
-        raise OSError(f"{url} sent something else than expected (its SHA-256 differs)")
-    write_whole(path, response.content)                 # in the appendix, What is kept
-
-
 def load_shakespeare():
     """Tiny Shakespeare, from data/ if it is there and whole, else downloaded. Raises OSError."""
     path = DATA / "tinyshakespeare.txt"
     if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != SHAKESPEARE_SHA256:
-        download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256)
+        download(SHAKESPEARE_URL, path, SHAKESPEARE_SHA256)         # in the appendix
     return path.read_text(encoding="utf-8")
 
 
@@ -796,7 +783,7 @@ def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, d
     train_and_show(model, train_data, val_data, config, report, keeper)
     if process() > 0:                               # of several processes, the first does the rest
         return True
-    model = built(lambda: GPT(config), report.best)         # with the best weights, and uncompiled
+    model = built_gpt(config, report.best)                  # with the best weights, and uncompiled
 
     heading("8. Writing")
     models = {"bigram": bigram, "GPT": model} if bigram else {"GPT": model}
@@ -829,10 +816,26 @@ def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, d
 
 import functools
 import re
+import sys
+import unicodedata
 from collections import Counter, defaultdict
 from itertools import pairwise
 
-WORD = re.compile(r" ?[^\W\d_]+| ?\d+| ?(?:[^\s\w]|_)+|\s+(?!\S)|\s+")
+
+@functools.cache
+def word_pattern():
+    """As GPT-2 cuts: ends of words as in it's and we'll, letters, numbers, the rest, white space.
+
+    >>> word_pattern().findall("I've 2  cats.")
+    ['I', "'ve", ' 2', ' ', ' cats', '.']
+    """
+    characters = map(chr, range(sys.maxunicode + 1))            # all of Unicode takes 0.3 seconds
+    numbers = "".join(c for c in characters if unicodedata.category(c).startswith("N"))
+    letter = rf"[^\W_{numbers}]"                                # \w is letters, numbers and _
+    space = r"[^\S\x1c-\x1f]"                                   # Python has these four as space
+    other = r"(?:[^\s\w]|[_\x1c-\x1f])"
+    return re.compile(rf"'(?:[stmd]|re|ve|ll)| ?{letter}+| ?[{numbers}]+| ?{other}+|"
+                      rf"{space}+(?![\S\x1c-\x1f])|{space}+")
 
 
 def join_pair(ids, pair, new_id):
@@ -861,7 +864,7 @@ def find_merges_plainly(text, vocab_size):
     >>> find_merges_plainly("aaabdaaabac", 259)     # the bytes 97 and 98 are a and b
     [(97, 97), (97, 98), (256, 257)]
     """
-    words, merges = [list(word.encode()) for word in WORD.findall(text)], []
+    words, merges = [list(word.encode()) for word in word_pattern().findall(text)], []
     for new_id in range(256, vocab_size):
         merges.append(most_frequent(Counter(pair for word in words for pair in pairwise(word))))
         words = [join_pair(word, merges[-1], new_id) for word in words]
@@ -874,7 +877,7 @@ def find_merges_plainly(text, vocab_size):
 
 def find_merges(text, vocab_size):
     """The pairs to join, in their order. UserError if the text has too few that occur twice."""
-    words = Counter(WORD.findall(text))
+    words = Counter(word_pattern().findall(text))
     ids = {word: list(word.encode(errors="replace")) for word in words}
     counts, places = Counter(), defaultdict(set)    # of each pair: how often? and in which words?
 
@@ -922,7 +925,7 @@ class BPETokenizer:
 
     def encode(self, text):
         """str -> list of int. Any text can be encoded."""
-        return [i for word in WORD.findall(text) for i in self.encode_word(word)]
+        return [i for word in word_pattern().findall(text) for i in self.encode_word(word)]
 
     def encode_word(self, word):
         """Join pairs in the order in which they were found."""
@@ -1115,6 +1118,142 @@ DEMOS = {           # name: (a line for --help, both texts, a prompt, the check,
 }
 
 
+# %% Appendix: GPT-2
+# The weights of GPT-2 were published in 2019, and the classes of chapters 5 and 6 can use them:
+# there are more blocks, heads and channels, and nothing else is new.
+# `python gpt.py sample gpt2 --prompt "Alan Turing"` downloads four files: the settings, the pieces
+# of words, the order in which they are joined, and the weights.
+
+import json
+
+PUBLISHED = ("gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl")    # 0.5, 1.5, 3.2 and 6.4 GB
+GPT2_URL = "https://huggingface.co/openai-community/{}/resolve/main/"
+GPT2_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
+END = "<|endoftext|>"               # one token; in its training, it stood between two texts
+
+# Settings that ours has no name for, and what they must be if they are there.
+GPT2_SETTINGS = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
+                 "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+GPT2_NAMES = {                      # of its modules, and what they are called here
+    "wte.": "token_embedding.", "wpe.": "position_embedding.", "h.": "blocks.", "ln_f.": "norm.",
+    "ln_1.": "norm_1.", "attn.c_attn.": "attention.qkv.", "attn.c_proj.": "attention.proj.",
+    "ln_2.": "norm_2.", "mlp.c_fc.": "feed_forward.0.", "mlp.c_proj.": "feed_forward.2."}
+
+
+def published(name):
+    """The folder of a published GPT-2. Downloads what is missing; UserError if that fails."""
+    folder, url = DATA / name, GPT2_URL.format(name)
+    missing = [file for file in GPT2_FILES if not (folder / file).exists()]
+    try:
+        for file in missing:
+            download(url + file, folder / file)
+    except requests.RequestException as error:
+        missing = [file for file in missing if not (folder / file).exists()]
+        raise UserError(f"{folder} has no {', '.join(missing)}, and they cannot be downloaded "
+                        f"({type(error).__name__}); save them there, from {url}") from error
+    return folder
+
+
+def read_safetensors(path):
+    """Yield (name, tensor) of a file: a length in 8 bytes, a header in JSON, then the numbers."""
+    dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    with open(path, "rb") as file:
+        size = path.stat().st_size - 8
+        length = int.from_bytes(file.read(8), "little")
+        check(length <= size, f"{path.name} is shorter than its header")
+        header, place, size = json.loads(file.read(length)), 0, size - length
+        header.pop("__metadata__", None)
+        for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
+            begin, end = about["data_offsets"]
+            check(begin == place and end <= size, f"{name} is not where it should be in the file")
+            place = end
+            numbers = bytearray(end - begin)
+            file.readinto(numbers)
+            if not name.endswith((".attn.bias", ".attn.masked_bias")):      # masks; ours has none
+                tensor = torch.frombuffer(numbers, dtype=dtypes[about["dtype"]])
+                yield name, tensor.view(about["shape"]).float()
+        check(place == size, f"{path.name} has numbers that belong to no weight")
+
+
+class GPT2Tokenizer(BPETokenizer):
+    """A BPETokenizer whose pieces have other ids: {piece: id}, and the pairs of pieces to join.
+
+    In both, there is a visible character for each byte; the space is \u0120, and ! is itself.
+    """
+
+    def __init__(self, vocabulary, merges):
+        printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+        others = sorted(set(range(256)) - set(printable))
+        stand_ins = dict(zip(map(chr, [*printable, *range(256, 512)]), printable + others))
+        in_bytes = lambda piece: bytes(stand_ins[c] for c in piece)
+
+        places, pairs = {bytes([i]): i for i in range(256)}, []         # the ids in BPETokenizer
+        for left, right in ((in_bytes(a), in_bytes(b)) for a, b in merges):
+            pairs.append((places[left], places[right]))
+            places[left + right] = len(places)
+        super().__init__(pairs)
+        self.bytes.append(END.encode())
+        self.vocab_size += 1
+        ids = {in_bytes(piece): i for piece, i in vocabulary.items()}
+        self.to_published = [ids.get(piece) for piece in self.bytes]
+        self.to_ours = {i: place for place, i in enumerate(self.to_published)}
+        check(self.to_ours.keys() == set(range(self.vocab_size)) == set(ids.values()),
+              "its vocabulary is not 256 bytes, what its merges make of them, and END")
+
+    def encode(self, text):
+        """str -> list of int. Any text can be encoded."""
+        first, *others = [super(GPT2Tokenizer, self).encode(part) for part in text.split(END)]
+        ours = first + [i for part in others for i in (self.vocab_size - 1, *part)]
+        return [self.to_published[i] for i in ours]
+
+    def decode(self, ids):
+        """list of int -> str; bytes that are no UTF-8 become U+FFFD. Raises UserError."""
+        check_ids(ids, self.vocab_size)
+        return super().decode([self.to_ours[i] for i in ids])
+
+
+def load_gpt2(folder):
+    """(model, tokenizer) of a GPT-2, ready to write with, from the files in which it is published.
+
+    Raises UserError unless they are whole, and of the architecture of GPT-2.
+    """
+    folder = Path(folder)
+    with refusal(f"{folder} has no GPT-2 that can be used"):
+        about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        for name, wanted in {"model_type": "gpt2", **GPT2_SETTINGS}.items():
+            there = about.get(name, GPT2_SETTINGS.get(name))
+            check(there == wanted, f"{name} is {there!r} in config.json, not {wanted!r}")
+        config = Config(tokenizer="bpe", vocab_size=about["vocab_size"],
+                        block_size=about["n_positions"], n_layer=about["n_layer"],
+                        n_head=about["n_head"], n_embd=about["n_embd"],
+                        tie_weights=about.get("tie_word_embeddings", True))
+
+        vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+        lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
+        tokenizer = GPT2Tokenizer(vocabulary, [line.split(" ") for line in lines
+                                               if line and not line.startswith("#version")])
+        check(tokenizer.vocab_size == config.vocab_size,
+              f"{tokenizer.vocab_size} pieces of words do not fit vocab_size={config.vocab_size}")
+
+        weights = {}
+        for name, weight in read_safetensors(folder / "model.safetensors"):
+            name = name.removeprefix("transformer.")
+            if re.search(r"\.c_\w+\.weight$", name):
+                weight = weight.t().contiguous()            # (inputs, outputs), not as in nn.Linear
+            for theirs, ours in GPT2_NAMES.items():
+                name = name.replace(theirs, ours)
+            check(name not in weights, f"{name} is there twice")
+            weights[name] = weight
+        if config.tie_weights:
+            weights["lm_head.weight"] = weights["token_embedding.weight"]
+        return built_gpt(config, weights), tokenizer
+
+
+def load_model(path):
+    """(model, tokenizer), from a checkpoint or from the folder of a GPT-2."""
+    return load_gpt2(path) if Path(path).is_dir() else load_checkpoint(path)
+
+
 # %% Appendix: A head start
 # With the first weights of chapter 6, everything works. But much of the training then goes into two
 # simple findings, which can be given to the model from the start. What they gain, in loss on the
@@ -1203,25 +1342,60 @@ LOG_COLUMNS = ("step", "train_loss", "val_loss", "learning_rate")
 SAVE_SECONDS = 60                   # the work that a stop may cost
 
 
-def write_whole(path, content):
-    """Write bytes to the file `path`, whole or not at all. A link stays a link."""
+@contextlib.contextmanager
+def whole_file(path):
+    """A file to write bytes to; it gets its name once it is whole, or never. A link stays a link."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path = Path(os.path.realpath(path))
+    for half in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):    # left by a kill -9
+        with contextlib.suppress(OSError):              # another run may clear away as well
+            if time.time() - half.stat().st_mtime > 600:
+                half.unlink()
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-        if hasattr(os, "O_DIRECTORY"):              # where the system can: sync the folder, too
+        if hasattr(os, "O_DIRECTORY"):                  # where the system can: sync the folder, too
             folder = os.open(path.parent, os.O_DIRECTORY)
             os.fsync(folder)
             os.close(folder)
-    except OSError as error:                        # a full disk does not say what did not fit
-        raise OSError(error.errno, error.strerror, str(path)) from None
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_whole(path, content):
+    """Write bytes to the file `path`, whole or not at all."""
+    try:
+        with whole_file(path) as file:
+            file.write(content)
+    except OSError as error:                            # a full disk does not say what did not fit
+        raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def download(url, path, sha256=None):
+    """Fetch `url` into the file `path`, whole or not at all. Raises OSError if that fails."""
+    twice_more = requests.adapters.Retry(2, backoff_factor=0.5, status_forcelist=[500, 502, 503],
+                                         respect_retry_after_header=False)
+    with requests.Session() as session:
+        session.mount(url, requests.adapters.HTTPAdapter(max_retries=twice_more))
+        session.headers["Accept-Encoding"] = "identity"     # so that its length is what we count
+        response = session.get(url, timeout=5, stream=True)         # seconds
+        response.raise_for_status()
+        size, digest = int(response.headers.get("Content-Length", 0)), hashlib.sha256()
+        if size > 10**7:
+            print(f"downloading {size / 1e6:,.0f} MB from {url}", file=sys.stderr)
+        with whole_file(path) as file:
+            for piece in response.iter_content(2**20):
+                file.write(piece)
+                digest.update(piece)
+                announce(f"{path}: {file.tell() / 1e6:,.1f} of {size / 1e6:,.1f} MB")
+            if size and file.tell() != size:
+                raise OSError(f"{url} sent {file.tell()} bytes of {size}")
+            if sha256 and digest.hexdigest() != sha256:
+                raise OSError(f"{url} sent something else than expected (its SHA-256 differs)")
 
 
 def free_name(name):
@@ -1246,10 +1420,6 @@ class Keeper:
         self.name, self.about = name, {}                    # about: see run
         self.step, self.when = None, 0.0                    # of the last save
         self.mine = self.stamp() if resumed else None      # tells ours from another run's
-        for half in DATA.glob(f"{glob.escape(name)}[.-]*.tmp"):     # of runs killed while saving
-            with contextlib.suppress(OSError):              # another run may clear away as well
-                if time.time() - half.stat().st_mtime > 600:
-                    half.unlink()
         for path in (self.path(".csv"), self.path("-gpt.txt")):
             check(self.path(".pt").exists() or not path.exists(),
                   f"{path} belongs to no run of gpt.py; move it, or give the run a --name")
@@ -1301,27 +1471,33 @@ def load_run(path, device="cpu"):
 
     Never runs code from the file. Raises UserError unless it is a whole checkpoint.
     """
-    with open(path, "rb") as file:
-        try:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-            check(saved["format"] == FORMAT, f"its format is {saved['format']!r}, not {FORMAT!r}")
-            config, vocabulary = Config(**saved["config"]), saved["vocabulary"]
-            check(asdict(config) == saved["config"], "its settings are not complete")
-            tokenizer = TOKENIZERS[config.tokenizer](vocabulary)
-            fits = config.vocab_size == tokenizer.vocab_size
-            fits = fits and len(tokenizer.ids) == len(vocabulary)       # and nothing is there twice
-            check(fits and type(vocabulary) is (str if config.tokenizer == "char" else list),
-                  f"its vocabulary does not fit vocab_size={config.vocab_size}")
-            check(config.n_layer <= len(saved["model"]), f"no weights for n_layer={config.n_layer}")
-            model = built(lambda: GPT(config), saved["model"]).to(device)
-            bigram = saved["bigram"] and built(lambda: BigramLanguageModel(config.vocab_size),
-                                               saved["bigram"]).to(device)
-            report = build_report(saved["report"], model, config)
-            return SimpleNamespace(path=path, config=config, tokenizer=tokenizer, model=model,
-                                   bigram=bigram, report=report, text_sha256=saved["text_sha256"])
-        except Exception as error:                  # who knows what is in the file
-            reason = str(error).split("\n")[0].split(". ")[0]
-            raise UserError(f"{path} is no whole checkpoint of this gpt.py: {reason}") from error
+    with open(path, "rb") as file, refusal(f"{path} is no whole checkpoint of this gpt.py"):
+        saved = torch.load(file, map_location="cpu", weights_only=True)
+        check(saved["format"] == FORMAT, f"its format is {saved['format']!r}, not {FORMAT!r}")
+        config, vocabulary = Config(**saved["config"]), saved["vocabulary"]
+        check(asdict(config) == saved["config"], "its settings are not complete")
+        tokenizer = TOKENIZERS[config.tokenizer](vocabulary)
+        fits = config.vocab_size == tokenizer.vocab_size
+        fits = fits and len(tokenizer.ids) == len(vocabulary)       # and nothing is there twice
+        check(fits and type(vocabulary) is (str if config.tokenizer == "char" else list),
+              f"its vocabulary does not fit vocab_size={config.vocab_size}")
+        model = built_gpt(config, saved["model"]).to(device)
+        bigram = saved["bigram"] and built(lambda: BigramLanguageModel(config.vocab_size),
+                                           saved["bigram"]).to(device)
+        report = build_report(saved["report"], model, config)
+        return SimpleNamespace(path=path, config=config, tokenizer=tokenizer, model=model,
+                               bigram=bigram, report=report, text_sha256=saved["text_sha256"])
+
+
+@contextlib.contextmanager
+def refusal(message):
+    """Any error of what is inside becomes a UserError: who knows what is in a file."""
+    try:
+        yield
+    except Exception as error:
+        kind = f"{type(error).__name__} " * isinstance(error, LookupError)     # 'name' says little
+        reason = textwrap.shorten(str(error).split(". ")[0], 200)
+        raise UserError(f"{message}: {kind}{reason}") from error
 
 
 def built(make, weights):
@@ -1336,6 +1512,11 @@ def built(make, weights):
     return model.eval()
 
 
+def built_gpt(config, weights):
+    check(config.n_layer <= len(weights), f"no weights for n_layer={config.n_layer}")
+    return built(lambda: GPT(config), weights)
+
+
 def build_report(saved, model, config):
     """The Report of a checkpoint. Its optimizer has today's settings, and the memory of then."""
     report = Report(**{**saved, "optimizer": build_optimizer(model, config)})
@@ -1343,7 +1524,7 @@ def build_report(saved, model, config):
     numbers += [row[column] for row in report.history for column in LOG_COLUMNS]
     check(all(type(n) in (int, float) and math.isfinite(n) for n in numbers), "a loss is no number")
     if report.best is not None:
-        built(lambda: GPT(config), report.best)
+        built_gpt(config, report.best)
     optimizer = report.optimizer
     optimizer.load_state_dict({**optimizer.state_dict(), "state": saved["optimizer"]})
     for p in (p for group in optimizer.param_groups for p in group["params"] if report.step > 0):
@@ -1370,9 +1551,11 @@ def saved_runs():
 
 def find_run(name=None):
     """The path of the run with this name, or this path, or the latest run if none is named."""
+    if name in PUBLISHED and not (DATA / f"{name}.pt").exists():
+        return published(name)
     runs = saved_runs()
     candidates = runs[-1:] if name is None else [DATA / f"{name}.pt", Path(name)]
-    found = [path for path in candidates if path.is_file()]
+    found = [path for path in candidates if path.exists()]
     kept = ", ".join(path.stem for path in runs) or "none; `python gpt.py` makes one"
     check(found, f"there is no run {name or 'yet'}; those that are kept: {kept}")
     return found[0]
@@ -1382,8 +1565,6 @@ def find_run(name=None):
 # `torchrun --standalone --nproc_per_node=2 gpt.py` starts this file twice, each time on a GPU of
 # its own if there are any. Each process works on its rows of every batch, and before each step they
 # take the mean of their gradients, so that all make the same one. The first one prints and saves.
-
-import sys
 
 import torch.distributed as dist
 
@@ -1568,7 +1749,6 @@ def check_finite(model, report, config):
 # What a run shows, in lines of less than 80 columns.
 
 import shutil
-import unicodedata
 from itertools import zip_longest
 
 
@@ -1864,7 +2044,7 @@ def resumed_config(saved, options, size, text):
 def sample_command(arguments):
     """`python gpt.py sample`: write from a saved run, token by token."""
     parser = Parser("gpt.py sample", allow_abbrev=False, description="Let a trained model write.")
-    parser.add_argument("run", nargs="?", help="its name or its path; else the latest")
+    parser.add_argument("run", nargs="?", help="its name or its path, or gpt2; else the latest")
     parser.add_argument("--prompt", default="", help=r"how the text begins; \n is a new line")
     parser.add_argument("--tokens", type=int, default=SAMPLE_TOKENS, help="default %(default)s")
     parser.add_argument("--temperature", type=float, default=0.8,
@@ -1874,7 +2054,7 @@ def sample_command(arguments):
     parser.add_argument("--seed", type=int, help="the same seed writes the same text")
     options = parser.parse_args(arguments)
     path = find_run(options.run)
-    model, tokenizer = load_checkpoint(path)
+    model, tokenizer = load_model(path)
     prompt = options.prompt.replace(r"\n", "\n") or first_prompt(tokenizer)
     idx = torch.tensor([tokenizer.encode(prompt)])                          # (1, T)
     dials = (options.temperature, options.top_k, options.top_p)
@@ -1887,6 +2067,8 @@ def sample_command(arguments):
     print(shown(prompt), end="", flush=True)
     waiting = []            # a character may be several tokens, and reads \ufffd until it is whole
     for token in stream_tokens(model, idx, options.tokens, dials, generator=generator):
+        if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.decode(token[0].tolist()) == END:
+            break
         waiting += token[0].tolist()
         written = tokenizer.decode(waiting)
         if len(waiting) == 16 or not written.endswith("\ufffd"):
@@ -1945,6 +2127,8 @@ def load_text(path=None):
 
 def first_prompt(tokenizer):
     """What a text begins with when nothing is said: a new line, if the vocabulary has it."""
+    if isinstance(tokenizer, GPT2Tokenizer):
+        return END
     newline = isinstance(tokenizer, BPETokenizer) or "\n" in tokenizer.characters
     return "\n" if newline else tokenizer.characters[0]
 

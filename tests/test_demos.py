@@ -38,7 +38,7 @@ def test_bpe_knows_the_textbook_example():
 @pytest.mark.parametrize("seed", range(10))
 def test_bpe_gives_any_text_back(seed):
     text = random_text(seed, 500)
-    assert "".join(gpt.WORD.findall(text)) == text                      # no character is lost between words
+    assert "".join(gpt.word_pattern().findall(text)) == text                      # no character is lost between words
     ids = BPE.encode(text)
     assert BPE.decode(ids) == text and all(0 <= i < BPE.vocab_size for i in ids)
     fitted = gpt.BPETokenizer(gpt.find_merges(text, 270))
@@ -47,7 +47,7 @@ def test_bpe_gives_any_text_back(seed):
 
 def slow_bpe(text, vocab_size):
     """The definition, with everything counted anew for each token."""
-    words = [list(word.encode()) for word in re.findall(gpt.WORD, text)]
+    words = [list(word.encode()) for word in gpt.word_pattern().findall(text)]
     merges = []
     while 256 + len(merges) < vocab_size:
         pairs = [pair for word in words for pair in zip(word, word[1:])]
@@ -77,7 +77,7 @@ def test_the_fast_form_is_the_plain_form_on_a_real_text():
 
 def test_no_token_reaches_across_words():
     for i in range(256, BPE.vocab_size):
-        assert len(gpt.WORD.findall(BPE.decode([i]))) == 1
+        assert len(gpt.word_pattern().findall(BPE.decode([i]))) == 1
     assert gpt.BPETokenizer([(97, 49)]).encode("a1") == [97, 49]       # a letter and a digit: two words
     assert BPE.decode([max(range(BPE.vocab_size), key=lambda i: len(BPE.bytes[i]))]) == " number"
 

@@ -59,9 +59,9 @@ def short_wait(monkeypatch):
     """A download waits for the silent path 0.2 s at a time; a list of how long it wanted to wait."""
     get, timeouts = requests.Session.get, []
 
-    def impatient_get(session, url, timeout):
+    def impatient_get(session, url, timeout, **options):
         timeouts.append(timeout)
-        return get(session, url, timeout=0.2 if url.endswith("/silent") else timeout)
+        return get(session, url, timeout=0.2 if url.endswith("/silent") else timeout, **options)
 
     monkeypatch.setattr(requests.Session, "get", impatient_get)
     return timeouts
