@@ -784,18 +784,21 @@ def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, d
     if process() > 0:                               # of several processes, the first does the rest
         return True
     model = built_gpt(config, report.best)                  # with the best weights, and uncompiled
+    models = {"bigram": bigram, "GPT": model} if bigram else {"GPT": model}
+    losses = {name: evaluate(model, val_data) for name, model in models.items()}
+    show_curve(report.history, losses.get("bigram"))
 
     heading("8. Writing")
-    models = {"bigram": bigram, "GPT": model} if bigram else {"GPT": model}
     prompt = prompt or first_prompt(tokenizer)
     samples = {name: continue_text(model, tokenizer, prompt, SAMPLE_TOKENS, config.seed,
                                    temperature=0.8) for name, model in models.items()}
     side_by_side(samples)
 
     heading("9. The run")
+    show_surprise(models, tokenizer, val_data)
     seconds = {"bigram": bigram_seconds, "GPT": report.seconds}
     print_results([("uniform", 0, math.log(config.vocab_size), None)] +
-                  [(name, count_parameters(model), evaluate(model, val_data), seconds[name])
+                  [(name, count_parameters(model), losses[name], seconds[name])
                    for name, model in models.items()], tokens_per_character)
     keeper.save_samples(samples)
     return demo_check is None or show_check(demo_check(model, bigram, tokenizer, val_text))
@@ -1344,10 +1347,10 @@ SAVE_SECONDS = 60                   # the work that a stop may cost
 
 @contextlib.contextmanager
 def whole_file(path):
-    """A file to write bytes to; it gets its name once it is whole, or never. A link stays a link."""
+    """A file to write bytes to; it gets its name when it is whole. A link stays a link."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path = Path(os.path.realpath(path))
-    for half in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):    # left by a kill -9
+    for half in path.parent.glob(f"{glob.escape(path.name)}.*.tmp"):    # left by kill -9
         with contextlib.suppress(OSError):              # another run may clear away as well
             if time.time() - half.stat().st_mtime > 600:
                 half.unlink()
@@ -1880,6 +1883,81 @@ def progress(report, config, steps_per_second):
     return (f"step {report.step:>{len(str(last))}}/{last}  train {train_loss:.4f}  val {val_loss}  "
             f"{steps_per_second * config.batch_size * config.block_size:,.0f} tokens/s  "
             f"{left // 60}:{left % 60:02} left")
+
+
+def show_curve(history, bigram_loss=None):
+    """How the losses fell with the steps, downwards. Nothing for less than three evaluations."""
+    if len(history) < 3:
+        return
+    rows = [(row["step"], {"|": bigram_loss or row["val_loss"], "t": row["train_loss"],
+                           "V": row["val_loss"]}) for row in history[::-(-len(history) // 16)]]
+    losses = [loss for _, marks in rows for loss in marks.values()]
+    lowest, highest = min(losses), max(losses)
+    print(f"\n    step  {lowest:<27.4f}loss{highest:>27.4f}")
+    for step, marks in rows:
+        line = [" "] * 58
+        for mark, loss in marks.items():
+            line[round(57 * (loss - lowest) / (highest - lowest or 1))] = mark
+        print(f"{step:>8}  {''.join(line).rstrip()}")
+    print(f"          V validation, t training{', | the bigram' if bigram_loss else ''}")
+
+
+SHADES = ((0.7, "█"), (0.35, "▓"), (0.15, "▒"), (0.03, "░"), (0, " "))
+LEGEND = "░ from 3%, ▒ from 15%, ▓ from 35%, █ from 70%"
+
+
+def shade(share):
+    return next(character for least, character in SHADES if share >= least)
+
+
+def symbol(character):
+    r"""What stands for a character where each has one column.
+
+    >>> "".join(map(symbol, "a b\n\x1b"))
+    'a b↵?'
+    """
+    wide = unicodedata.east_asian_width(character) in "WF" or unicodedata.combining(character)
+    fits = character.isprintable() and not wide
+    return {"\n": "↵", "\t": "→"}.get(character, character if fits else "?")
+
+
+def predictions(model, windows, n):
+    """Of the last n tokens of windows (W, T+1): the probability of each, and was it the highest?"""
+    for window in windows:
+        logits, _ = model(window[None, :-1])                        # (1, T) -> (1, T, V)
+        probs, came = F.softmax(logits[0, -n:], dim=-1), window[-n:]    # (n, V), (n,)
+        yield probs.gather(1, came[:, None])[:, 0], probs.argmax(dim=1) == came     # two of (n,)
+
+
+@torch.no_grad()
+def show_surprise(models, tokenizer, val_data):
+    """A held-out text, and in shades below it how probable each model found what came."""
+    T = models["GPT"].block_size
+    if len(val_data) <= T:
+        return
+    n = (T + 1) // 2                                # tokens in a window that have some context
+    windows = val_data[:5000 + T].long().unfold(0, T + 1, n)        # (N,) -> (W, T+1)
+    pieces = [tokenizer.decode([i]) for i in windows[:, -n:].flatten().tolist()]
+    later = [a[-1:].isalpha() and b[:1].isalpha() for a, b in pairwise(["", *pieces])]
+    first = [piece.strip()[:1].isalpha() and not is_later for piece, is_later in zip(pieces, later)]
+    places = {"any token": [True] * len(pieces), "the first of a word": first,
+              "the rest of a word": later}
+    shades, right = {"": "".join(map(symbol, "".join(pieces)))}, {place: [] for place in places}
+    for name, model in models.items():
+        probs, hits = map(torch.cat, zip(*predictions(model, windows, n)))      # two of (W*n,)
+        shades[name] = "".join(shade(p) * len(s) for p, s in zip(probs.tolist(), pieces))
+        for place, where in places.items():
+            right[place].append(f"{hits[torch.tensor(where)].float().mean():.0%}")
+    print("A held-out text, and below it how probable each model found what came:\n")
+    for start in range(0, min(180, len(shades[""])), 60):
+        for name, row in shades.items():
+            print(f"    {name:<8}{row[start:start + 60]}".rstrip())
+        print()
+    print(f"    {LEGEND}\n\nHow often the likeliest token was the one that came:\n")
+    print_table(" ".join(["token", *models]), [
+        (f"{place} ({sum(places[place]):,})", *row) for place, row in right.items()
+        if any(places[place])])
+    print()
 
 
 SAMPLE_TOKENS = 500

@@ -5,6 +5,7 @@ import csv
 import io
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -13,7 +14,7 @@ import time
 
 import pytest
 import torch
-from conftest import ROOT, TEXT
+from conftest import ROOT, TEXT, counted_bigram, noisy_gpt, tiny_config
 
 import bigram
 import gpt
@@ -429,9 +430,60 @@ def test_control_and_wide_characters_do_not_upset_a_terminal(in_tmp, short_basel
     assert code == 0 and not set(output) & {"\x1b", "\a", "\r"} and r"\x1b[2J" in output
     sample = (in_tmp / "data" / "odd-gpt.txt").read_text(encoding="utf-8")
     assert set(sample) <= set((in_tmp / "odd.txt").read_text(encoding="utf-8"))     # as it is in the file
-    rows = [line for line in output.splitlines() if " | " in line]
+    rows = [line for line in output[output.index("8. Writing"):].splitlines() if " | " in line]
     width = lambda text: sum(2 if gpt.unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
     assert len(rows) > 5 and {width(row.split(" | ")[0]) for row in rows} == {38}
+
+
+def test_the_curve_puts_each_loss_in_its_place(capsys):
+    history = [{"step": 10 * i, "train_loss": train, "val_loss": val}
+               for i, (train, val) in enumerate([(4.0, 2.0), (1.5, 1.5), (1.0, 1.25)], start=1)]
+    gpt.show_curve(history[:2], 2.5)
+    assert capsys.readouterr().out == ""                        # two evaluations are no curve
+    gpt.show_curve(history, 2.5)
+    lines = capsys.readouterr().out.splitlines()
+    assert "1.0000" in lines[1] and "4.0000" in lines[1]
+    for line, row in zip(lines[2:5], history):
+        assert line.split()[0] == str(row["step"])
+        for mark, loss in (("t", row["train_loss"]), ("V", row["val_loss"]), ("|", 2.5)):
+            if mark == "V" or loss != row["val_loss"]:          # where two meet, V is shown
+                assert line.index(mark) == 10 + round(57 * (loss - 1) / 3)
+    gpt.show_curve(100 * history, None)
+    out = capsys.readouterr().out
+    assert out.count("V") <= 17 and "|" not in out and "bigram" not in out
+
+
+def test_surprise_is_shown_as_probable_as_the_models_found_it(capsys):
+    text = "the cat\nsat on the mat. " * 20
+    tokenizer = gpt.build_char_tokenizer(text)
+    data = torch.tensor(tokenizer.encode(text))
+    torch.manual_seed(0)
+    bigram, model = counted_bigram(data, tokenizer.vocab_size), noisy_gpt(
+        gpt.Config(vocab_size=tokenizer.vocab_size, block_size=9, n_layer=1, n_head=2, n_embd=8))
+    gpt.show_surprise({"bigram": bigram, "GPT": model}, tokenizer, data)
+    lines, expected, hits = capsys.readouterr().out.splitlines(), {"bigram": "", "GPT": ""}, {"bigram": 0, "GPT": 0}
+    places = range(5, 5 * ((len(data) - 10) // 5 + 1) + 5)      # windows of 10, of which the last 5 are judged
+    for t in places:
+        start = (t - 5) // 5 * 5
+        for name, judge in (("bigram", bigram), ("GPT", model)):
+            probs = judge(data[None, start:t])[0][0, -1].softmax(dim=0)
+            expected[name] += gpt.shade(probs[data[t]].item())
+            hits[name] += (probs.argmax() == data[t]).item()
+    for k, start in enumerate((0, 60, 120)):
+        shown = [line[12:].ljust(60) for line in lines[2 + 4 * k:5 + 4 * k]]
+        assert shown == [text.replace("\n", "↵")[5:][start:start + 60],
+                         *(row[start:start + 60] for row in expected.values())]
+    shares = next(line for line in lines if line.startswith(f"any token ({len(places)})")).split()
+    assert shares[-2:] == [f"{hit / len(places):.0%}" for hit in hits.values()]
+    first, later = (int(re.search(rf"{words} of a word \((\d+)\)", "\n".join(lines))[1]) for words in ("first", "rest"))
+    judged = text[places[0]:places[-1] + 1]
+    assert later == sum(a.isalpha() and b.isalpha() for a, b in zip(judged, judged[1:]))
+    assert first + later == sum(map(str.isalpha, judged))
+
+
+def test_a_text_that_is_too_short_to_be_surprised(capsys):
+    gpt.show_surprise({"GPT": noisy_gpt(tiny_config())}, None, torch.zeros(8, dtype=torch.uint8))
+    assert capsys.readouterr().out == ""
 
 
 def test_settings_may_be_spelled_with_hyphens(cats):
