@@ -25,14 +25,9 @@ need to know Python, and that a matrix product is many dot products at once. A c
     T   time: how many tokens a piece has
     C   channels: how many numbers describe one token
     V   vocabulary: how many different tokens there are
-    nh  number of attention heads, and hs  head size: each has its share of the channels, C / nh
+    nh  number of attention heads; hs  head size, C / nh, the channels that each head works with
     N   tokens of a whole text; and () is the shape of a single number
 """
-
-# %% 0. Settings
-# The numbers that decide what is built and how it learns. Skim them: they will make sense as the
-# chapters go by, and this is the place to come back to. The defaults make a model of 0.6 million
-# weights that learns in about two minutes on two processor cores.
 
 import hashlib
 import math
@@ -41,15 +36,20 @@ import warnings
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-if __name__ == "__main__":      # until main() is reached, Ctrl-C ends the program without a word
+if __name__ == "__main__":      # Ctrl-C while torch is loaded, some seconds, ends without a word
     on_ctrl_c = signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 import requests
 
-warnings.filterwarnings("ignore", message="Failed to initialize NumPy")     # nothing here needs it
+warnings.filterwarnings("ignore", message="Failed to initialize NumPy")     # it is not needed
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
+
+# %% 0. Settings
+# The numbers that decide what is built and how it learns. Skim them: they will make sense as the
+# chapters go by, and this is the place to come back to. The defaults make a model of 0.6 million
+# weights that learns in about two minutes on two processor cores.
 
 
 @dataclass
@@ -79,7 +79,7 @@ class Config:
     seed: int = 1337                # decides the first weights, the batches and the samples
 
     def __post_init__(self):
-        check_config(self)          # in the appendix, like all checks
+        check_config(self)          # in the appendix, like all checks; they raise UserError
 
 
 # %% 1. Text
@@ -133,7 +133,7 @@ class CharTokenizer:
     """
 
     def __init__(self, characters):
-        self.characters = self.vocabulary = characters
+        self.characters = self.vocabulary = characters      # every tokenizer has a vocabulary
         self.vocab_size = len(characters)
         self.ids = {character: i for i, character in enumerate(characters)}
 
@@ -163,8 +163,11 @@ def build_char_tokenizer(text):
 #     targets     i r s t _         after F i         comes r
 #                                   after F i r       comes s, and so on
 #
-# The last tenth of the text is kept out of training. Only there does it show whether a model has
-# learned the language or has memorized the text. (Of a long text, 200,000 characters are enough.)
+# The last tenth of the text, the validation split, is kept out of training. Only there does it show
+# whether a model has learned the language or the text by heart. (Of a long one, 200,000 are enough.)
+#
+# In PyTorch, batches are tensors. A tensor is a box of numbers with a shape; (12, 64) is a table of
+# 12 rows and 64 columns. A column (B, 1) plus a row (T,) makes a table (B, T).
 
 HELD_OUT = 200_000
 
@@ -191,24 +194,20 @@ def get_batch(data, step, config):
     check_range("the number of tokens to train on", len(data), T + 1)
     generator = torch.Generator().manual_seed(step_seed(step, config))
     starts = torch.randint(len(data) - T, (B, 1), generator=generator)
-    starts = own_rows(starts).to(data.device)       # all B of them, if there is only one process
+    starts = own_rows(starts).to(data.device)       # with one process: all of them
     places = starts + torch.arange(T + 1, device=data.device)       # (B, 1) + (T+1,) -> (B, T+1)
-    pieces = data[places].long()                    # (N,) -> (B, T+1)
+    pieces = data[places].long()                    # (N,) -> (B, T+1), in integers of 64 bits
     return pieces[:, :-1], pieces[:, 1:]            # (B, T+1) -> two of (B, T)
 
 
 # %% 4. Bigram
-# If you have not met PyTorch: a tensor is a box of numbers with a shape; (12, 64) is a table of 12
-# rows and 64 columns. An nn.Module is a function with numbers of its own, its weights, which
-# training will change; `model(x)` calls its method forward(x). Modules are made of other modules,
-# and two kinds do most of the work:
+# If you have not met PyTorch: an nn.Module is a function with numbers of its own, its weights,
+# which training will change; `model(x)` calls its method forward(x). Modules are made of other
+# modules, and two kinds do most of the work:
 #
 #     nn.Embedding(V, C)    a table of V rows, each of C numbers; given ids, it looks up their rows
-#     nn.Linear(C, D)       a matrix; of C numbers it makes D, each a weighted sum of the C
-#
-# PyTorch remembers how a number was computed. So loss.backward() can tell for each weight how much
-# the loss would change if the weight grew a little: its gradient. Chapter 7 learns with that.
-# (Under torch.no_grad() nothing is remembered, which is faster.)
+#     nn.Linear(C, D)       of C numbers it makes D: each a weighted sum of the C, by a matrix, plus
+#                           a number of its own, the bias (unless bias=False)
 #
 # The simplest model that learns looks at one token and guesses the next. It is a table: a row for
 # each token, and in the row a score for each token that may follow. Such scores are called logits.
@@ -218,6 +217,10 @@ def get_batch(data, step, config):
 # averaged over all places: the cross-entropy. (Its unit is the nat; with the logarithm to base 2
 # it would be the bit.) To know nothing and give each of V tokens the probability 1/V costs ln(V).
 # To be sure and right costs 0.
+#
+# PyTorch remembers how the loss was computed. So loss.backward() can tell for each weight how fast
+# the loss would change if the weight grew: its gradient. Chapter 7 learns with that. (Under
+# torch.no_grad() nothing is remembered, which is faster.)
 
 
 def next_token_loss(logits, targets):
@@ -229,7 +232,7 @@ def next_token_loss(logits, targets):
 class BigramLanguageModel(nn.Module):
     """Predicts each token from the one before: `logits, loss = model(idx, targets)`."""
 
-    block_size = 1                              # the tokens that it looks at
+    block_size = 1                              # how many tokens it looks at
 
     def __init__(self, vocab_size):
         super().__init__()
@@ -238,14 +241,14 @@ class BigramLanguageModel(nn.Module):
         nn.init.zeros_(self.table.weight)       # it starts by knowing nothing: all tokens alike
 
     def forward(self, idx, targets=None):
-        """idx, targets (B, T) int64 -> logits (B, T, V) and the loss (), None without targets."""
+        """Token ids, idx and targets (B, T) -> logits (B, T, V), the loss () or None."""
         logits = self.table(idx)                # (B, T) -> (B, T, V), the row of each token
         loss = None if targets is None else next_token_loss(logits, targets)
         return logits, loss
 
 
 # Such a table could as well be made by counting which token follows which; the file bigram.py does
-# both, and arrives at the same table. This is what it writes, once it is trained:
+# both, and finds nearly the same probabilities. This is what the bigram writes, once it is trained:
 #
 #     Cars an thede.
 #     Y in, lanoulisee we anonthouge thilou wist icthis teriaing yonsenimese
@@ -258,7 +261,7 @@ class BigramLanguageModel(nn.Module):
 # what the token gathers is added to it. What the numbers mean, training decides.
 #
 # And what matters? That depends on what this token is, and on what the others are. So each token
-# makes three vectors of hs numbers from its C, by three matrices that are learned:
+# makes three vectors of hs numbers (the head size) from its C, by three matrices that are learned:
 #
 #     a query     what am I looking for?
 #     a key       what do I offer to those who look?
@@ -269,7 +272,8 @@ class BigramLanguageModel(nn.Module):
 # these shares. (The usual name is attention weights; in this file, weights are what is learned.)
 #
 # What comes after me is masked: a score of minus infinity becomes a share of 0. Without the mask,
-# the model would predict the next token by looking at it, and learn nothing.
+# the model would predict the next token by looking at it, and learn nothing. One such set of three
+# matrices is a head, and attention with the mask is called causal.
 
 
 def one_head(x, w_query, w_key, w_value):
@@ -280,7 +284,8 @@ def one_head(x, w_query, w_key, w_value):
     q = x @ w_query                                         # (B, T, C) @ (C, hs) -> (B, T, hs)
     k = x @ w_key                                           # (B, T, C) @ (C, hs) -> (B, T, hs)
     v = x @ w_value                                         # (B, T, C) @ (C, hs) -> (B, T, hs)
-    scores = q @ k.transpose(1, 2) / math.sqrt(q.shape[-1])         # (B, T, hs) -> (B, T, T)
+    scores = q @ k.transpose(1, 2)                          # (B, T, hs) @ (B, hs, T) -> (B, T, T)
+    scores = scores / math.sqrt(q.shape[-1])
     future = torch.ones_like(scores, dtype=torch.bool).triu(diagonal=1)     # True: comes later
     scores = scores.masked_fill(future, -math.inf)
     shares = F.softmax(scores, dim=-1)                      # (B, T, T), each row sums to 1
@@ -292,8 +297,8 @@ def one_head(x, w_query, w_key, w_value):
 # nearly all to one token from the start, and then a small change of the scores changes nothing:
 # there is little to learn from.
 #
-# The shares of one head, the first of the last block, in a trained model that reads "king": how
-# much each token, at the left, takes from which. The g takes most from the i.
+# These are the shares of one head in a trained model that reads "king". Each row says how much the
+# token at its left takes from the tokens above. The g takes most from the i.
 #
 #            k     i     n     g
 #     k   1.00
@@ -302,10 +307,10 @@ def one_head(x, w_query, w_key, w_value):
 #     g   0.12  0.48  0.33  0.07
 #
 # Several heads look at the past side by side, each with queries, keys and values of its own, so a
-# token can ask several questions at once. Each head has hs = C / nh, so what they find is, side by
-# side, C numbers again; one more matrix, proj, mixes it. The class below does for all heads at once
-# what one_head does for each. One matrix product makes all queries, keys and values, and one
-# function of PyTorch does the rest, the division by sqrt(hs) and the mask included, much faster.
+# token can ask several questions at once. Each head has hs = C / nh, so their results, side by
+# side, are C numbers again; one more matrix, proj, mixes them. The class below does for all heads
+# at once what one_head does for each. One matrix product makes all queries, keys and values, and
+# one function of PyTorch does the rest, the division and the mask included, much faster.
 
 
 class CausalSelfAttention(nn.Module):
@@ -327,7 +332,7 @@ class CausalSelfAttention(nn.Module):
             q, k = rotate(q, positions, self.config), rotate(k, positions, self.config)
         if cache is not None:                               # in chapter 8
             k, v = cache.add(self, k, v)                    # (B, nh, T, hs) -> (B, nh, length, hs)
-        dropout = self.config.dropout if self.training else 0.0
+        dropout = self.config.dropout if self.training else 0.0     # see chapter 6
         causal = T > 1                                      # one new token has no future to mask
         y = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout, is_causal=causal)
         y = y.transpose(1, 2).reshape(B, T, C)              # (B, nh, T, hs) -> (B, T, C)
@@ -369,10 +374,10 @@ def rotate(x, positions, config):
 
 # %% 6. GPT
 # Attention carries information from token to token. A feed-forward network then works on what each
-# token has gathered: it widens the C numbers to 4C, bends them, and narrows them to C again.
-# Without the bend, the two matrices would do no more than one. (Ours is GELU, Hendrycks & Gimpel
-# 2016, in the tanh form of GPT-2.) Attention and feed-forward together are a block, and blocks are
-# stacked: each gathers from what the ones below have worked out.
+# token has gathered: it widens the C numbers to 4C, bends each (GELU leaves large positive ones as
+# they are and brings large negative ones to 0; Hendrycks & Gimpel 2016), and narrows them to C
+# again. Without the bend, the two matrices would do no more than one. Attention and feed-forward
+# together are a block, and blocks are stacked: each gathers from what those below have found.
 #
 # Neither half of a block replaces x; it adds to it (a residual connection). So x runs like a
 # stream from bottom to top, and on the way back, the gradient reaches each block directly. What a
@@ -381,15 +386,16 @@ def rotate(x, positions, config):
 # numbers to zero in training, so that none is relied on alone.
 #
 # At the bottom, each token is looked up in the table of embeddings, and its position is added. At
-# the top, after a last LayerNorm, lm_head turns the C numbers of each token into V logits for the
-# next one.
+# the top, after a last LayerNorm, a matrix turns the C numbers of each token into V logits for the
+# next one. (Its usual name, lm_head, has nothing to do with the heads of attention.)
 #
 # The first weights are random. A sum of n random terms has sqrt(n) times their size, so a matrix
 # with n inputs gets weights of size 1/sqrt(n), and what passes through keeps its size. The last
 # matrix of each half of a block is zero, so at first the block adds nothing. (It will not stay
-# zero: its gradient is made of what flows into it.) The embedding and lm_head begin with small
-# numbers, so all tokens are about equally likely. And then head_start changes some of this, which
-# saves many steps; the appendix says how and why.
+# zero: its gradient is made of what flows into it.) lm_head begins with small numbers, so at first
+# all tokens are about equally likely. The embeddings begin small, too, so that what the blocks add
+# soon counts. At last, head_start gives tokens channels of their own, and lets the heads of the
+# first block look back by 1, 2, 3 ... tokens. That saves many steps; the appendix says why.
 
 
 class Block(nn.Module):
@@ -403,7 +409,7 @@ class Block(nn.Module):
         self.norm_2 = nn.LayerNorm(C, bias=bias)
         self.feed_forward = nn.Sequential(
             nn.Linear(C, 4 * C, bias=bias),                         # (B, T, C) -> (B, T, 4C)
-            nn.GELU(approximate="tanh"),
+            nn.GELU(approximate="tanh"),                            # in the form of GPT-2
             nn.Linear(4 * C, C, bias=bias))                         # (B, T, 4C) -> (B, T, C)
         self.dropout = nn.Dropout(config.dropout)
 
@@ -414,7 +420,7 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
-    """A transformer predicts each token from those before: `logits, loss = model(idx, targets)`.
+    """Predicts each token from all tokens before: `logits, loss = model(idx, targets)`.
 
     With bias=True and position="learned" it computes what GPT-2 computes (Radford et al. 2019),
     which also has tie_weights=True: one table for the embedding and lm_head.
@@ -438,7 +444,7 @@ class GPT(nn.Module):
     def forward(self, idx, targets=None, cache=None):
         """idx, targets (B, T) int64 -> logits (B, T, V) and the loss (), None without targets.
 
-        idx follows what is in the cache, if there is one. UserError if both exceed the context.
+        idx follows what is in the cache, if there is one. UserError if they exceed the context.
         """
         start = 0 if cache is None else cache.length
         end = start + idx.shape[1]
@@ -471,7 +477,7 @@ class GPT(nn.Module):
         for table in (self.lm_head, self.token_embedding):
             nn.init.normal_(table.weight, std=0.02)
         if self.config.position != "rotary":
-            self.position_embedding.weight.copy_(0.03 * sinusoids(self.config))
+            self.position_embedding.weight.copy_(0.03 * sinusoids(self.config))     # of size 0.02
         head_start(self)
 
 
@@ -479,15 +485,15 @@ class GPT(nn.Module):
 # Gradient descent: take a batch and its loss, compute for each weight in which direction it would
 # raise the loss, and move all weights a little in the other direction. And again.
 #
-# Adam (Kingma & Ba 2015) keeps, for each weight, a mean of its latest gradients, and divides it
-# by their typical size, so that all weights learn at a similar pace. The W of AdamW (Loshchilov &
-# Hutter 2019) is for weight decay: the matrices shrink a little in each step, so that only those
-# numbers stay large that the data asks for again and again. And clipping: the gradient of all
-# weights, taken as one long vector, is shortened when it is far too long, which is rare.
+# Adam (Kingma & Ba 2015) keeps, for each weight, a mean of its latest gradients, and divides it by
+# their typical size, so that all weights learn at a similar pace. The W of AdamW (Loshchilov &
+# Hutter 2019) is for weight decay: the matrices shrink a little in each step, so that only numbers
+# that the data keeps asking for stay large. And clipping: the gradient of all weights, taken as one
+# long vector, is shortened to the length grad_clip if it is longer, lest one batch lead astray.
 #
-# How far a step goes, the learning rate says. It grows at first, because the first gradients are
-# the wildest, and then falls to zero, because large steps come near a low loss soon, and small
-# steps closer.
+# The learning rate says how far a step goes. It grows at first, while Adam's means rest on few
+# gradients, and then falls to zero, because large steps come near a low loss quickly, and small
+# steps come closer still.
 
 
 def build_optimizer(model, config):
@@ -498,11 +504,12 @@ def build_optimizer(model, config):
     groups = [{"params": matrices, "weight_decay": config.weight_decay},
               {"params": vectors, "weight_decay": 0.0}]
     fused = trained[0].device.type in ("cpu", "cuda")       # the same, computed faster
+    # betas: how much of the old means is kept in each step, of the gradients and of their sizes.
     return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=fused)
 
 
 def learning_rate_at(step, config):
-    """The lower one of two lines, one that grows for warmup_steps, and one that falls to zero.
+    """The lower of two lines: one grows for warmup_steps, the other falls to zero.
 
     >>> config = Config(learning_rate=1.0, max_steps=10, warmup_steps=1)
     >>> [round(learning_rate_at(step, config), 1) for step in range(10)]
@@ -517,13 +524,13 @@ def training_step(model, optimizer, data, step, config):
     """One step of gradient descent. Returns the loss of its batch, a tensor ()."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(step, config)
-    torch.manual_seed(own_seed(step, config))           # for dropout
+    torch.manual_seed(own_seed(step, config))           # for dropout; in each process another
     x, y = get_batch(data, step, config)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):  # GPUs: 16-bit numbers
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=x.is_cuda):  # on GPUs, 16 bits
         _, loss = model(x, y)
     optimizer.zero_grad()                               # forget the gradients of the step before
     loss.backward()
-    loss = average_over_processes(model, loss.detach())     # of one: its own loss and gradients
+    loss = average_over_processes(model, loss.detach())     # with one process: changes nothing
     nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
     optimizer.step()
     return loss
@@ -531,7 +538,7 @@ def training_step(model, optimizer, data, step, config):
 
 # How good is the model by now? The loss of a few random batches would be a noisy answer. Instead,
 # predict all of the validation split, read in windows of the length of the context, side by side:
-# the same answer each time.
+# the same answer each time. (The first tokens of a window see little, so it is a bit too strict.)
 
 
 @torch.no_grad()
@@ -577,7 +584,7 @@ def train(model, train_data, val_data, config, report=None):
             if report.val_loss is not None:
                 print(report.step, report.train_loss, report.val_loss)
 
-    With the report of an earlier training, and a model with the weights of then, it goes on there.
+    Given the report of an earlier training, and a model with its weights, it goes on from there.
     """
     report = report or Report(build_optimizer(model, config))
     model.train()                                   # with dropout
@@ -596,7 +603,7 @@ def record(report, val_loss, model):
     steps_before = report.history[-1]["step"] if report.history else 0
     report.train_loss = float(report.loss_sum) / (report.step - steps_before)
     report.val_loss = val_loss
-    if val_loss < min([row["val_loss"] for row in report.history], default=math.inf):
+    if report.best is None or val_loss < min(row["val_loss"] for row in report.history):
         report.best = {name: weight.clone() for name, weight in model.state_dict().items()}
     learning_rate = report.optimizer.param_groups[0]["lr"]
     report.history.append({"step": report.step, "train_loss": report.train_loss,
@@ -620,13 +627,13 @@ def write(model, idx, max_new_tokens):
     return idx
 
 
-# To take the likeliest token each time (greedy) makes a dull text that soon repeats itself. To draw
+# Taking the likeliest token each time (greedy) makes a dull text that soon repeats itself. Drawing
 # by the probabilities as they are lets in, now and then, a token that spoils it. Between the two
 # there are three dials:
 #
 #     temperature     divides the logits: below 1 favours the likely, above 1 makes all more alike
 #     top_k           draw only from the k likeliest tokens
-#     top_p           draw only from the likeliest tokens, until they have p together
+#     top_p           draw only from the fewest tokens, the likeliest first, that have p together
 
 
 def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
@@ -651,14 +658,15 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
         probs = probs / probs.sum(dim=-1, keepdim=True)
     if top_p is not None and top_p < 1:
         likelier = probs.cumsum(dim=-1) - probs             # what all before this one have together
-        probs[(likelier > 0) & (likelier >= top_p)] = 0
+        probs[:, 1:][likelier[:, 1:] >= top_p] = 0          # never the first one
         probs = probs / probs.sum(dim=-1, keepdim=True)
     return torch.zeros_like(probs).scatter(-1, tokens, probs)       # each back in its place
 
 
 # The plain way computes all of the context again for each token. There is no need: since a token
 # sees nothing of what comes after it, its keys and values never change. A cache keeps them, and
-# then only the newest token has to be computed. The text is the same, but it comes faster.
+# then only the newest token has to be computed. The text is the same, but it comes faster. (The
+# same up to rounding: sums are made in another order.)
 
 
 class Cache:
@@ -697,8 +705,8 @@ def stream_tokens(model, idx, max_new_tokens, dials, use_cache=True, generator=N
     use_cache = use_cache and isinstance(model, GPT)                # a bigram has nothing to keep
     start, cache = max(0, idx.shape[1] - model.block_size), Cache()
     for _ in range(max_new_tokens):
-        if idx.shape[1] - start > model.block_size:                 # keep the later half
-            start, cache = idx.shape[1] - model.block_size // 2 - 1, Cache()    # and the newest
+        if idx.shape[1] - start > model.block_size:     # keep the later half, and the newest token
+            start, cache = idx.shape[1] - model.block_size // 2 - 1, Cache()
         if use_cache:
             unread = idx[:, start + cache.length:]                  # all of it, or the last token
             logits, _ = model(unread, cache=cache)                  # (B, T) -> (B, T, V)
@@ -742,7 +750,7 @@ def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
 #     Most blood not you poison, for good.
 #
 # And this is the table of results, from the whole validation split. (Perplexity is exp(val_loss):
-# the model is as unsure as among so many tokens, all equally likely.)
+# the model is as unsure as if it chose among that many tokens, all equally likely.)
 #
 #     model    parameters  val_loss  bits/char  perplexity  seconds
 #     uniform           0    4.1744     6.0224       65.00        -
@@ -754,9 +762,9 @@ def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, d
         compile=False, saved=None):
     """Train a bigram and a GPT on a text and compare them; the keeper leaves the files of the run.
 
-    prompt: what the samples begin with; demo_check: looks at the models in the end; compile: by
-    torch.compile; saved: the run to go on with, from load_run. Returns whether the check held, True
-    without one. Raises UserError for a text that is too short.
+    keeper: see What is kept; prompt: what the samples begin with; demo_check: looks at the models
+    in the end; compile: by torch.compile; saved: the run to go on with, from load_run. Returns
+    whether the check held, True without one. Raises UserError for a text that is too short.
     """
     tokenizer = saved.tokenizer if saved else build_tokenizer(train_text, val_text, config)
     config = replace(config, vocab_size=tokenizer.vocab_size)
@@ -770,7 +778,7 @@ def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, d
     bigram, bigram_seconds = ((saved.bigram, None) if saved else
                               train_bigram(train_data, val_data, config))
 
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed)                  # for the first weights
     model = saved.model if saved else GPT(config).to(device)
     show_model(model, train_data)                                                   # 5 and 6
 
