@@ -164,7 +164,7 @@ def build_char_tokenizer(text):
 #                                   after F i r       comes s, and so on
 #
 # The last tenth of the text, the validation split, is kept out of training. Only there does it show
-# whether a model has learned the language or the text by heart. (Of a long one, 200,000 are enough.)
+# whether a model has learned the language or the text by heart. (Of a long text, 200,000 will do.)
 #
 # In PyTorch, batches are tensors. A tensor is a box of numbers with a shape; (12, 64) is a table of
 # 12 rows and 64 columns. A column (B, 1) plus a row (T,) makes a table (B, T).
