@@ -64,62 +64,6 @@ def assert_same_runs(one, other):
     assert ours.history == theirs.history and ours.step == theirs.step
 
 
-# Starts runs in forks of one process that has imported torch already, and prints how each ended.
-FORKS = f"""
-import os, random, signal, socket, sys, time
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-import gpt
-gpt.BIGRAM_TRAINING["max_steps"] = 5
-
-def start(arguments, folder=".", output="output.txt", name="cats"):
-    pid = os.fork()
-    if pid == 0:
-        os.chdir(folder)
-        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-        os.dup2(1, 2)
-        code = gpt.main(arguments + (["--resume"] if Path(f"data/{{name}}.pt").exists() else []))
-        sys.stdout.flush()
-        os._exit(code)
-    return pid
-
-def wait(pid):
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-"""
-
-
-def in_forks(code, folder, timeout=300):
-    done = subprocess.run([sys.executable, "-c", FORKS + code], cwd=folder, capture_output=True, text=True,
-                          env={**os.environ, "OMP_NUM_THREADS": "1"}, timeout=timeout)
-    assert done.stderr == "" and done.returncode == 0, done.stderr
-    return [int(word) for word in done.stdout.split()]
-
-
-@needs_forks
-def test_kill_9_at_random_moments_loses_nothing(tmp_path):
-    whole = tmp_path / "whole"
-    whole.mkdir()
-    for folder in (tmp_path, whole):
-        (folder / "cats.txt").write_text(TEXT)
-    settings = [*SMALL[:-4], "--max_steps", "200", "--eval_interval", "20"]
-    codes = in_forks(f"""
-gpt.SAVE_SECONDS = 0.05                                         # some saves in between, too
-settings, draw = {settings!r}, random.Random({random.randrange(10**6)})
-print(wait(start(settings, "whole")))
-for _ in range({KILLS}):
-    pid = start(settings)
-    time.sleep(draw.uniform(0.02, 0.2))
-    os.kill(pid, signal.SIGKILL)
-    print(wait(pid))
-print(wait(start(settings)))
-""", tmp_path, timeout=60 + 2 * KILLS)
-    first, *killed, last = codes
-    assert (first, last) == (0, 0) and len(killed) == KILLS
-    assert set(killed) <= {-signal.SIGKILL, 0} and killed.count(-signal.SIGKILL) > KILLS // 2
-    assert_same_runs(tmp_path, whole)
-    assert [int(row["step"]) for row in rows(tmp_path / "data" / "cats.csv")] == list(range(20, 201, 20))
-
-
 def test_what_a_killed_run_left_half_written_is_cleared_away(copy):
     old, new = (copy / "data" / f"cats.pt.{i}.tmp" for i in (1, 2))
     for path in (old, new):
@@ -127,25 +71,6 @@ def test_what_a_killed_run_left_half_written_is_cleared_away(copy):
     os.utime(old, (0, 0))                                       # the new one may be of a run that is writing it
     assert main(*SMALL)[0] == 0
     assert new.exists() and not old.exists()
-
-
-@needs_forks
-def test_two_runs_of_one_name_lose_nothing(tmp_path):
-    (tmp_path / "cats.txt").write_text(TEXT)
-    seeds = (1, 2)
-    in_forks(f"""
-settings = {[*SMALL, "--eval_interval", "1", "--max_steps", "30"]!r}
-pids = [start(settings + ["--seed", str(seed)], output=f"output{{seed}}.txt", name="none") for seed in {seeds}]
-print(*[wait(pid) for pid in pids])
-""", tmp_path)
-    runs = [gpt.load_run(path) for path in (tmp_path / "data").glob("*.pt")]
-    finished = {run.config.seed: run for run in runs if run.report.step == 30}
-    assert set(finished) == set(seeds)                          # both are there, whole, under different names
-    for run in finished.values():
-        log = rows(run.path.with_suffix(".csv"))
-        assert [float(row["val_loss"]) for row in log] == [row["val_loss"] for row in run.report.history]
-        assert (tmp_path / "data" / f"{run.path.stem}-gpt.txt").exists()
-    assert not list((tmp_path / "data").glob("*.tmp"))
 
 
 # The disk
@@ -425,53 +350,6 @@ def test_a_run_may_be_started_from_another_thread(copy):
 # Several processes
 
 
-@needs_forks
-def test_two_processes_train_as_one_does_and_one_that_dies_ends_all(tmp_path):
-    settings = [*SMALL, "--dropout", "0", "--max_steps", "30"]
-    folders = [tmp_path / name for name in ("one", "two", "odd", "dies")]
-    for folder in folders:
-        folder.mkdir()
-        (folder / "cats.txt").write_text(TEXT)
-    codes = in_forks(f"""
-step_as_it_is = gpt.training_step
-
-def die(model, optimizer, data, step, config):
-    if step == 12 and config.block_size > 1 and os.environ["RANK"] == "1":
-        os._exit(7)
-    return step_as_it_is(model, optimizer, data, step, config)
-
-def start_as(rank, folder, *more):
-    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
-                      MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCHELASTIC_RUN_ID="test")
-    return start({settings!r} + list(more), folder, f"output{{rank}}.txt")
-
-os.environ["RANK"] = "0"                                        # left over from elsewhere: it changes nothing
-print(wait(start({settings!r}, "one")))
-with socket.create_server(("127.0.0.1", 0)) as server:
-    port = str(server.getsockname()[1])
-print(*[wait(pid) for pid in [start_as(rank, "two") for rank in (0, 1)]])
-print(*[wait(pid) for pid in [start_as(rank, "odd", "--batch_size", "5") for rank in (0, 1)]])
-gpt.training_step = die
-print(*[wait(pid) for pid in [start_as(rank, "dies", "--max_steps", "100000") for rank in (0, 1)]])
-""", tmp_path)
-    assert codes == [0, 0, 0, 2, 2, 2, 7]
-    one, two = ([{name: float(value) for name, value in row.items()} for row in rows(folder / "data" / "cats.csv")]
-                for folder in folders[:2])
-    assert [row["step"] for row in two] == [10, 20, 30]
-    for ours, theirs in zip(one, two):
-        assert theirs == pytest.approx(ours, rel=1e-4)
-    first, second = ((tmp_path / "two" / f"output{rank}.txt").read_text() for rank in (0, 1))
-    assert first.count("7. Training") == 1 and second == ""     # one process prints, and saves
-    gpt.load_checkpoint(tmp_path / "two" / "data" / "cats.pt")
-    assert files(tmp_path / "two") == files(tmp_path / "one")
-    odd = [(tmp_path / "odd" / f"output{rank}.txt").read_text().splitlines() for rank in (0, 1)]
-    assert odd[0][-1] == "gpt.py: batch_size=5 must be a multiple of the 2 processes" and odd[1] == []
-    assert not (tmp_path / "odd" / "data").exists()
-    last_line = (tmp_path / "dies" / "output0.txt").read_text().splitlines()[-1]
-    assert last_line == "gpt.py: another process of this run has ended, so this one ends as well"
-    assert gpt.load_run(tmp_path / "dies" / "data" / "cats.pt").report.step == 10
-
-
 def test_each_process_has_its_own_rows_and_its_own_dropout(monkeypatch):
     config, data = gpt.Config(batch_size=9, block_size=5), torch.arange(1000)
     whole, _ = gpt.get_batch(data, 3, config)
@@ -496,3 +374,142 @@ def test_compile_trains_the_same_and_writes_uncompiled(copy, trained, monkeypatc
     assert main(*SMALL, "--name", "fast", "--compile")[0] == 0
     assert len(compiled) == 1
     assert (copy / "data" / "fast-gpt.txt").read_bytes() == (trained / "data" / "cats-gpt.txt").read_bytes()
+
+
+# Whole runs, in processes of their own. They take long, so they run beside the tests above.
+
+
+# Starts runs in forks of one process that has imported torch already, and prints how each ended.
+FORKS = f"""
+import os, random, signal, socket, sys, time
+from pathlib import Path
+sys.path.insert(0, {str(ROOT)!r})
+import gpt
+gpt.BIGRAM_TRAINING["max_steps"] = 5
+
+def start(arguments, folder=".", output="output.txt", name="cats", linger=0):
+    pid = os.fork()
+    if pid == 0:
+        os.chdir(folder)
+        os.dup2(os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
+        os.dup2(1, 2)
+        code = gpt.main(arguments + (["--resume"] if Path(f"data/{{name}}.pt").exists() else []))
+        sys.stdout.flush()
+        time.sleep(linger)
+        os._exit(code)
+    return pid
+
+def wait(pid):
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+"""
+
+KILL_LOOP = f"""
+gpt.SAVE_SECONDS = 0.05                                         # some saves in between, too
+settings, draw = {[*SMALL[:-4], "--max_steps", "200", "--eval_interval", "20"]!r}, random.Random({random.randrange(10**6)})
+print(wait(start(settings, "whole")))
+for _ in range({KILLS}):
+    pid = start(settings)
+    time.sleep(draw.uniform(0.02, 0.2))
+    os.kill(pid, signal.SIGKILL)
+    print(wait(pid))
+print(wait(start(settings)))
+"""
+
+TWO_RUNS = f"""
+settings = {[*SMALL, "--eval_interval", "1", "--max_steps", "30"]!r}
+pids = [start(settings + ["--seed", seed], output=f"output{{seed}}.txt", name="none") for seed in "12"]
+print(*[wait(pid) for pid in pids])
+"""
+
+TWO_PROCESSES = f"""
+step_as_it_is = gpt.training_step
+
+def die(model, optimizer, data, step, config):
+    if step == 12 and config.block_size > 1 and os.environ["RANK"] == "1":
+        os._exit(7)
+    return step_as_it_is(model, optimizer, data, step, config)
+
+def start_as(rank, folder, *more):
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2",
+                      MASTER_ADDR="127.0.0.1", MASTER_PORT=port, TORCHELASTIC_RUN_ID="test")
+    # The first holds what they meet by, which under torchrun outlives them all.
+    return start(settings + list(more), folder, f"output{{rank}}.txt", linger=1 - rank)
+
+settings = {[*SMALL, "--dropout", "0", "--max_steps", "30"]!r}
+os.environ["RANK"] = "0"                                        # left over from elsewhere: it changes nothing
+print(wait(start(settings, "one")))
+with socket.create_server(("127.0.0.1", 0)) as server:
+    port = str(server.getsockname()[1])
+print(*[wait(pid) for pid in [start_as(rank, "two") for rank in (0, 1)]])
+print(*[wait(pid) for pid in [start_as(rank, "odd", "--batch_size", "5") for rank in (0, 1)]])
+gpt.training_step = die
+print(*[wait(pid) for pid in [start_as(rank, "dies", "--max_steps", "100000") for rank in (0, 1)]])
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def in_forks(tmp_path_factory):
+    """Starts all programs at once; a function that waits for one: its folder, and how its runs ended."""
+    started = {}
+    for code in (KILL_LOOP, TWO_RUNS, TWO_PROCESSES) if hasattr(os, "fork") else ():
+        folder = tmp_path_factory.mktemp("forks")
+        for place in (folder, *(folder / name for name in ("whole", "one", "two", "odd", "dies"))):
+            place.mkdir(exist_ok=True)
+            (place / "cats.txt").write_text(TEXT)
+        started[code] = folder, subprocess.Popen([sys.executable, "-c", FORKS + code], cwd=folder, text=True,
+                                                 env={**os.environ, "OMP_NUM_THREADS": "1"},
+                                                 stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+    def ended(code):
+        folder, process = started[code]
+        out, error = process.communicate(timeout=100 + 2 * KILLS)
+        assert error == "" and process.returncode == 0, error
+        return folder, [int(word) for word in out.split()]
+
+    yield ended
+    for _, process in started.values():
+        process.kill()
+
+
+@needs_forks
+def test_kill_9_at_random_moments_loses_nothing(in_forks):
+    folder, codes = in_forks(KILL_LOOP)
+    first, *killed, last = codes
+    assert (first, last) == (0, 0) and len(killed) == KILLS
+    assert set(killed) <= {-signal.SIGKILL, 0} and killed.count(-signal.SIGKILL) > KILLS // 2
+    assert_same_runs(folder, folder / "whole")
+    assert [int(row["step"]) for row in rows(folder / "data" / "cats.csv")] == list(range(20, 201, 20))
+
+
+@needs_forks
+def test_two_runs_of_one_name_lose_nothing(in_forks):
+    folder, _ = in_forks(TWO_RUNS)
+    runs = [gpt.load_run(path) for path in (folder / "data").glob("*.pt")]
+    finished = {run.config.seed: run for run in runs if run.report.step == 30}
+    assert set(finished) == {1, 2}                          # both are there, whole, under different names
+    for run in finished.values():
+        log = rows(run.path.with_suffix(".csv"))
+        assert [float(row["val_loss"]) for row in log] == [row["val_loss"] for row in run.report.history]
+        assert (folder / "data" / f"{run.path.stem}-gpt.txt").exists()
+    assert not list((folder / "data").glob("*.tmp"))
+
+
+@needs_forks
+def test_two_processes_train_as_one_does_and_one_that_dies_ends_all(in_forks):
+    folder, codes = in_forks(TWO_PROCESSES)
+    assert codes == [0, 0, 0, 2, 2, 2, 7]
+    one, two = ([{name: float(value) for name, value in row.items()} for row in rows(folder / name / "data" / "cats.csv")]
+                for name in ("one", "two"))
+    assert [row["step"] for row in two] == [10, 20, 30]
+    for ours, theirs in zip(one, two):
+        assert theirs == pytest.approx(ours, rel=1e-4)
+    first, second = ((folder / "two" / f"output{rank}.txt").read_text() for rank in (0, 1))
+    assert first.count("7. Training") == 1 and second == ""     # one process prints, and saves
+    gpt.load_checkpoint(folder / "two" / "data" / "cats.pt")
+    assert files(folder / "two") == files(folder / "one")
+    odd = [(folder / "odd" / f"output{rank}.txt").read_text().splitlines() for rank in (0, 1)]
+    assert odd[0][-1] == "gpt.py: batch_size=5 must be a multiple of the 2 processes" and odd[1] == []
+    assert not (folder / "odd" / "data").exists()
+    last_line = (folder / "dies" / "output0.txt").read_text().splitlines()[-1]
+    assert last_line == "gpt.py: another process of this run has ended, so this one ends as well"
+    assert gpt.load_run(folder / "dies" / "data" / "cats.pt").report.step == 10
