@@ -791,7 +791,7 @@ def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, d
     train_and_show(model, train_data, val_data, config, report, keeper)
     if process() > 0:                               # of several processes, the first does the rest
         return True
-    model = built_gpt(config, report.best)                  # with the best weights, and uncompiled
+    model = built(GPT, config, report.best)                 # with the best weights, and uncompiled
     models = {"bigram": bigram, "GPT": model} if bigram else {"GPT": model}
     losses = {name: evaluate(model, val_data) for name, model in models.items()}
     show_curve(report.history, losses.get("bigram"))
@@ -916,6 +916,7 @@ class BPETokenizer:
     """Turns text into a list of integers, one for each piece of a word, and back.
 
     merges: the pairs of ids that are joined, in their order; the first becomes the id 256.
+    order: the 256 bytes, in the order of their ids.
 
     >>> tokenizer = BPETokenizer([(104, 101), (108, 108), (256, 257)])      # h+e, l+l, he+ll
     >>> tokenizer.encode("hello")
@@ -924,9 +925,10 @@ class BPETokenizer:
     'hello'
     """
 
-    def __init__(self, merges):
+    def __init__(self, merges, order=range(256)):
         self.merges = self.vocabulary = merges
-        self.bytes = [bytes([i]) for i in range(256)]
+        self.byte_ids = {byte: i for i, byte in enumerate(order)}
+        self.bytes = [bytes([byte]) for byte in order]
         for pair in merges:
             check_ids(pair, len(self.bytes))
             self.bytes.append(self.bytes[pair[0]] + self.bytes[pair[1]])
@@ -940,7 +942,7 @@ class BPETokenizer:
 
     def encode_word(self, word):
         """Join pairs in the order in which they were found."""
-        ids = list(word.encode(errors="replace"))
+        ids = [self.byte_ids[byte] for byte in word.encode(errors="replace")]
         while pairs := [pair for pair in pairwise(ids) if pair in self.ids]:
             first = min(pairs, key=self.ids.get)
             ids = join_pair(ids, first, self.ids[first])
@@ -950,9 +952,6 @@ class BPETokenizer:
         """list of int -> str; bytes that are no UTF-8 become U+FFFD. Raises UserError."""
         check_ids(ids, self.vocab_size)
         return b"".join(self.bytes[i] for i in ids).decode(errors="replace")
-
-
-TOKENIZERS = {"char": CharTokenizer, "bpe": BPETokenizer}
 
 
 def build_tokenizer(train_text, val_text, config):
@@ -979,27 +978,21 @@ def encode_all(text, tokenizer):
 import ast
 import copy
 import random
+import string
 import textwrap
 from itertools import groupby, takewhile
 
 
 def check_pattern(pattern, model, bigram, tokenizer, val_text):
     """Does the model go on with the pattern from everywhere, 10 times over, when it is greedy?"""
-    right = total = 0
-    for start in range(len(pattern)):
-        true = (12 * pattern)[start:start + 2 + 10 * len(pattern)]
-        written = continue_text(model, tokenizer, true[:2], len(true) - 2, temperature=0)
-        right += sum(map(str.__eq__, written[2:], true[2:]))
-        total += len(true) - 2
+    places, n = len(pattern), 10 * len(pattern)
+    data = torch.tensor(tokenizer.encode(12 * pattern), device=device_of(model))        # (N,)
+    true = data.unfold(0, n + 2, 1)[:places]                # (N,) -> (places, n+2), from each place
+    written = generate(model, true[:, :2], n, temperature=0)            # (places, n+2)
+    right, total = (written == true)[:, 2:].sum().item(), places * n
     return [(right == total,
-             f"from each of the {len(pattern)} places in {pattern!r}, greedy writing goes on with "
-             f"it: {right:,} of {total:,} characters are right, {100 * right // total}%")]
-
-
-def random_texts():
-    """100,000 characters, each drawn from the same 100. There is nothing in them to be learned."""
-    characters = "".join(map(chr, [*range(33, 127), *range(192, 198)]))
-    return split("".join(random.Random(1337).choices(characters, k=100_000)))
+             f"from each of the {places} places in {pattern!r}, greedy writing goes on with it: "
+             f"{right:,} of {total:,} characters are right, {100 * right // total}%")]
 
 
 def check_architecture(model, bigram, tokenizer, val_text):
@@ -1007,8 +1000,7 @@ def check_architecture(model, bigram, tokenizer, val_text):
     V, half = model.vocab_size, model.block_size // 2
     data = encode_all(val_text, tokenizer).to(device_of(model))
     x, y = get_batch(data, 0, model.config)
-    later = x.clone()
-    later[:, half:] = (later[:, half:] + 1) % V
+    later = torch.cat((x[:, :half], (x[:, half:] + 1) % V), dim=1)
     with torch.no_grad():
         logits, changed = model(x)[0], model(later)[0]
     changed = (changed != logits).any(dim=-1).any(dim=0)                    # (B, T, V) -> (T,)
@@ -1056,38 +1048,33 @@ def python_texts():
 
 
 def first_function(text):
-    """The function with which `text` begins, up to its end, or else to the last whole line.
+    """The function with which `text` begins, up to its end; is it whole, and correct Python?
 
     >>> first_function("  def f(x):\\n    return x\\n  y = 1\\n  z = ")
-    'def f(x):\\n  return x\\n'
+    ('def f(x):\\n  return x\\n', True)
     """
-    header, *lines = text.split("\n")[:-1] or [""]
+    header, *lines = text.split("\n")[:-1] or [""]          # the last line may not be whole
     indent = len(header) - len(header.lstrip())
     body = takewhile(lambda line: not line.strip() or line[:indent + 1].isspace(), lines)
-    return textwrap.dedent("\n".join([header, *body])).rstrip() + "\n"
-
-
-def is_function(code):
-    """Is `code` one whole function in correct Python?"""
+    code = textwrap.dedent("\n".join([header, *body])).rstrip() + "\n"
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")             # of backslashes that Python finds odd
-            body = ast.parse(code).body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):  # last: nested deeply
-        return False
-    return len(body) == 1 and isinstance(body[0], ast.FunctionDef)
+        with warnings.catch_warnings(action="ignore"):      # of backslashes that Python finds odd
+            statements = ast.parse(code).body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):      # last: nested deeply
+        return code, False
+    return code, len(statements) == 1 and isinstance(statements[0], ast.FunctionDef)
 
 
 def share_of_functions(model, tokenizer, headers):
     """Which share of functions, carefully completed from their first lines, does Python accept?"""
     generator = torch.Generator(device_of(model)).manual_seed(0)
-    prompts, functions = [tokenizer.encode("\n" + header) for header in headers], []
+    prompts, accepted = [tokenizer.encode("\n" + header) for header in headers], []
     for _, group in groupby(sorted(prompts, key=len), key=len):        # one length at a time
-        announce(f"completing functions: {len(functions)} of {len(headers)}")
+        announce(f"completing functions: {len(accepted)} of {len(headers)}")
         idx = torch.tensor(list(group), device=device_of(model))        # (B, T)
         written = generate(model, idx, FUNCTION_TOKENS, temperature=0.3, generator=generator)
-        functions += [first_function(tokenizer.decode(row)[1:]) for row in written.tolist()]
-    return sum(map(is_function, functions)) / len(functions)
+        accepted += [first_function(tokenizer.decode(row)[1:])[1] for row in written.tolist()]
+    return sum(accepted) / len(accepted)
 
 
 def check_python(model, bigram, tokenizer, val_text):
@@ -1112,6 +1099,7 @@ def check_python(model, bigram, tokenizer, val_text):
 
 
 HELLO, COUNT = "hello world\n", "0 1 2 3 4 5 6 7 8 9 "
+HUNDRED = string.printable[:94] + "ÄÖÜäöü"          # so many different characters, to draw from
 SMALL = dict(block_size=16, n_layer=2, n_embd=32, max_steps=200, warmup_steps=20, eval_interval=50)
 DEMOS = {           # name: (a line for --help, both texts, a prompt, the check, settings)
     "hello": ("a phrase, again and again: it goes on with it from anywhere",
@@ -1121,7 +1109,8 @@ DEMOS = {           # name: (a line for --help, both texts, a prompt, the check,
               dict(SMALL, block_size=64, n_layer=1, n_head=2, n_embd=16, max_steps=300,
                    learning_rate=1e-2)),
     "random": ("random tokens: is the architecture sound?",
-               random_texts, "!", check_architecture, SMALL),
+               lambda: split("".join(random.Random(1337).choices(HUNDRED, k=100_000))), "!",
+               check_architecture, SMALL),
     "coder": ("Python's standard library, in pieces of words: it completes functions; minutes",
               python_texts, "def ", check_python,
               dict(tokenizer="bpe", vocab_size=1024, block_size=128, n_layer=4, batch_size=8,
@@ -1143,8 +1132,9 @@ GPT2_FILES = ("config.json", "vocab.json", "merges.txt", "model.safetensors")
 END = "<|endoftext|>"               # one token; in its training, it stood between two texts
 
 # Settings that ours has no name for, and what they must be if they are there.
-GPT2_SETTINGS = {"activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
-                 "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
+GPT2_SETTINGS = {"model_type": "gpt2", "activation_function": "gelu_new",
+                 "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+                 "scale_attn_by_inverse_layer_idx": False}
 GPT2_NAMES = {                      # of its modules, and what they are called here
     "wte.": "token_embedding.", "wpe.": "position_embedding.", "h.": "blocks.", "ln_f.": "norm.",
     "ln_1.": "norm_1.", "attn.c_attn.": "attention.qkv.", "attn.c_proj.": "attention.proj.",
@@ -1154,14 +1144,12 @@ GPT2_NAMES = {                      # of its modules, and what they are called h
 def published(name):
     """The folder of a published GPT-2. Downloads what is missing; UserError if that fails."""
     folder, url = DATA / name, GPT2_URL.format(name)
-    missing = [file for file in GPT2_FILES if not (folder / file).exists()]
-    try:
-        for file in missing:
-            download(url + file, folder / file)
-    except requests.RequestException as error:
-        missing = [file for file in missing if not (folder / file).exists()]
-        raise UserError(f"{folder} has no {', '.join(missing)}, and they cannot be downloaded "
-                        f"({type(error).__name__}); save them there, from {url}") from error
+    while missing := [file for file in GPT2_FILES if not (folder / file).exists()]:
+        try:
+            download(url + missing[0], folder / missing[0])
+        except requests.RequestException as error:
+            raise UserError(f"{folder} has no {', '.join(missing)}, and they cannot be downloaded "
+                            f"({type(error).__name__}); save them there, from {url}") from error
     return folder
 
 
@@ -1169,58 +1157,45 @@ def read_safetensors(path):
     """Yield (name, tensor) of a file: a length in 8 bytes, a header in JSON, then the numbers."""
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     with open(path, "rb") as file:
-        size = path.stat().st_size - 8
-        length = int.from_bytes(file.read(8), "little")
-        check(length <= size, f"{path.name} is shorter than its header")
-        header, place, size = json.loads(file.read(length)), 0, size - length
+        size, length = path.stat().st_size, int.from_bytes(file.read(8), "little")
+        check(8 + length <= size, f"{path.name} is shorter than its header")
+        header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         for name, about in sorted(header.items(), key=lambda item: item[1]["data_offsets"]):
-            begin, end = about["data_offsets"]
-            check(begin == place and end <= size, f"{name} is not where it should be in the file")
-            place = end
+            begin, end = (8 + length + offset for offset in about["data_offsets"])
+            check(begin == file.tell() and end <= size, f"{name} is not where it should be")
             numbers = bytearray(end - begin)
             file.readinto(numbers)
             if not name.endswith((".attn.bias", ".attn.masked_bias")):      # masks; ours has none
                 tensor = torch.frombuffer(numbers, dtype=dtypes[about["dtype"]])
                 yield name, tensor.view(about["shape"]).float()
-        check(place == size, f"{path.name} has numbers that belong to no weight")
+        check(file.tell() == size, f"{path.name} has numbers that belong to no weight")
 
 
 class GPT2Tokenizer(BPETokenizer):
-    """A BPETokenizer whose pieces have other ids: {piece: id}, and the pairs of pieces to join.
+    """A BPETokenizer with END, from what is published: {piece: id}, and pairs of pieces to join.
 
     In both, there is a visible character for each byte; the space is \u0120, and ! is itself.
     """
 
     def __init__(self, vocabulary, merges):
         printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
-        others = sorted(set(range(256)) - set(printable))
-        stand_ins = dict(zip(map(chr, [*printable, *range(256, 512)]), printable + others))
-        in_bytes = lambda piece: bytes(stand_ins[c] for c in piece)
-
-        places, pairs = {bytes([i]): i for i in range(256)}, []         # the ids in BPETokenizer
-        for left, right in ((in_bytes(a), in_bytes(b)) for a, b in merges):
-            pairs.append((places[left], places[right]))
-            places[left + right] = len(places)
-        super().__init__(pairs)
+        others = sorted(set(range(256)) - set(printable))       # 68 bytes, shown as 256, 257, ...
+        letters = [chr(i) for i in (*printable, *range(256, 324))]
+        pieces = [*letters, *(left + right for left, right in merges), END]
+        ids = {piece: i for i, piece in enumerate(pieces)}
+        check(ids == vocabulary, "its vocabulary is not 256 bytes, what its merges make of them, "
+                                 "and END, in this order")
+        super().__init__([(ids[left], ids[right]) for left, right in merges], printable + others)
         self.bytes.append(END.encode())
         self.vocab_size += 1
-        ids = {in_bytes(piece): i for piece, i in vocabulary.items()}
-        self.to_published = [ids.get(piece) for piece in self.bytes]
-        self.to_ours = {i: place for place, i in enumerate(self.to_published)}
-        check(self.to_ours.keys() == set(range(self.vocab_size)) == set(ids.values()),
-              "its vocabulary is not 256 bytes, what its merges make of them, and END")
 
     def encode(self, text):
         """str -> list of int. Any text can be encoded."""
-        first, *others = [super(GPT2Tokenizer, self).encode(part) for part in text.split(END)]
-        ours = first + [i for part in others for i in (self.vocab_size - 1, *part)]
-        return [self.to_published[i] for i in ours]
-
-    def decode(self, ids):
-        """list of int -> str; bytes that are no UTF-8 become U+FFFD. Raises UserError."""
-        check_ids(ids, self.vocab_size)
-        return super().decode([self.to_ours[i] for i in ids])
+        ids = []
+        for part in text.split(END):
+            ids += [self.vocab_size - 1, *super().encode(part)]         # an END too many, the first
+        return ids[1:]
 
 
 def load_gpt2(folder):
@@ -1231,21 +1206,18 @@ def load_gpt2(folder):
     folder = Path(folder)
     with refusal(f"{folder} has no GPT-2 that can be used"):
         about = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        for name, wanted in {"model_type": "gpt2", **GPT2_SETTINGS}.items():
-            there = about.get(name, GPT2_SETTINGS.get(name))
+        for name, wanted in GPT2_SETTINGS.items():
+            there = about.get(name, wanted)
             check(there == wanted, f"{name} is {there!r} in config.json, not {wanted!r}")
-        config = Config(tokenizer="bpe", vocab_size=about["vocab_size"],
-                        block_size=about["n_positions"], n_layer=about["n_layer"],
-                        n_head=about["n_head"], n_embd=about["n_embd"],
+        sizes = {name: about[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
+        config = Config(tokenizer="bpe", block_size=about["n_positions"], **sizes,
                         tie_weights=about.get("tie_word_embeddings", True))
-
         vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         lines = (folder / "merges.txt").read_text(encoding="utf-8").split("\n")
         tokenizer = GPT2Tokenizer(vocabulary, [line.split(" ") for line in lines
                                                if line and not line.startswith("#version")])
         check(tokenizer.vocab_size == config.vocab_size,
               f"{tokenizer.vocab_size} pieces of words do not fit vocab_size={config.vocab_size}")
-
         weights = {}
         for name, weight in read_safetensors(folder / "model.safetensors"):
             name = name.removeprefix("transformer.")
@@ -1257,7 +1229,7 @@ def load_gpt2(folder):
             weights[name] = weight
         if config.tie_weights:
             weights["lm_head.weight"] = weights["token_embedding.weight"]
-        return built_gpt(config, weights), tokenizer
+        return built(GPT, config, weights), tokenizer
 
 
 def load_model(path):
@@ -1293,7 +1265,6 @@ def load_model(path):
 #
 # How does a head look back? By the clocks of chapter 5. Its keys show the hands of some clocks, its
 # queries the same hands, turned back by h + 1 tokens: they agree best with the key that is there.
-# (To turn back by an angle d: cos(a - d) = cos a cos d + sin a sin d, and so for the sine.)
 
 
 @torch.no_grad()
@@ -1312,25 +1283,22 @@ def head_start(model):
         if config.position != "rotary":
             model.position_embedding.weight.mul_(10)            # still softer than the tokens
 
-    n = C // nh // 2                                            # clocks in a head
-    if config.position != "rotary":                            # the n fastest, in the stream
-        speeds = clock_angles(torch.ones(1), C // 2, config)[:, :n]         # (1, n)
-        # Column i says which channel holds the cosine, or the sine, of clock i.
-        cosines, sines = torch.zeros(2, C, n)                   # two of (C, n)
-        cosines[C // 2:][:n], sines[:n] = torch.eye(n), torch.eye(n)
+    n = C // nh // 2                                            # clocks in a head: the n fastest
+    if config.position != "rotary":
         heads = qkv.weight.view(3, nh, -1, C)                   # (3C, C) -> (3, nh, hs, C)
-    elif config.bias:                                         # constants: attention turns them
-        speeds = clock_angles(torch.ones(1), n, config)         # (1, n)
-        cosines, sines = torch.ones(1, n), torch.zeros(1, n)
-        nn.init.zeros_(qkv.weight[:2 * C])
+        keys = torch.eye(C).roll(C // 2, dims=1)                # (C, C): cosines, then sines
+    elif config.bias:                                           # constants: attention turns them
         heads = qkv.bias.view(3, nh, -1, 1)                     # (3C,) -> (3, nh, hs, 1)
+        nn.init.zeros_(qkv.weight[:2 * C])
+        keys = torch.cat((torch.ones(1, n), torch.zeros(1, n)), dim=1)      # (1, 2n), hands at 0
     else:
         return                                                  # there is no place for a constant
     for h in range(nh):
-        cos, sin = ((h + 1) * speeds).cos(), ((h + 1) * speeds).sin()       # (1, n)
-        query = torch.cat((cosines * cos + sines * sin, sines * cos - cosines * sin), dim=1)
-        heads[0, h, :2 * n] = 6 * query.T                       # (C, 2n) -> (2n, C), or 1 for C
-        heads[1, h, :2 * n] = 6 * torch.cat((cosines, sines), dim=1).T  # 6 is large enough
+        queries = rotate(keys, torch.tensor([-1 - h]), config)  # turned back; the shape of keys
+        for part, hands in enumerate((queries, keys)):
+            cosines, sines = hands.chunk(2, dim=1)              # (C, C) -> two of (C, C/2)
+            hands = torch.cat((cosines[:, :n], sines[:, :n]), dim=1)        # (C, 2n)
+            heads[part, h, :2 * n] = 6 * hands.T                # (2n, C); 6 is large enough
 
 
 # %% Appendix: What is kept
@@ -1341,7 +1309,6 @@ def head_start(model):
 import contextlib
 import glob
 import io
-import itertools
 import os
 import shlex
 import time
@@ -1411,7 +1378,7 @@ def download(url, path, sha256=None):
 
 def free_name(name):
     """The first of NAME-1, NAME-2, ... under which there is no file."""
-    names = (f"{name}-{i}" for i in itertools.count(1))
+    names = (f"{name}-{i}" for i in range(1, sys.maxsize))
     return next(new for new in names if not any((DATA / (new + end)).exists() for end in ENDINGS))
 
 
@@ -1428,9 +1395,8 @@ class Keeper:
     """Keeps a run in data/: its checkpoint, its losses, and what its models write."""
 
     def __init__(self, name, resumed=False):
-        self.name, self.about = name, {}                    # about: see run
-        self.step, self.when = None, 0.0                    # of the last save
-        self.mine = self.stamp() if resumed else None      # tells ours from another run's
+        self.name, self.about, self.step = name, {}, None   # about: see run; step: of the last save
+        self.mine = self.stamp() if resumed else None       # tells ours from another run's
         for path in (self.path(".csv"), self.path("-gpt.txt")):
             check(self.path(".pt").exists() or not path.exists(),
                   f"{path} belongs to no run of gpt.py; move it, or give the run a --name")
@@ -1444,7 +1410,6 @@ class Keeper:
 
     def save(self, model, report):
         """Write the checkpoint and the log. The first save of a run makes room for it."""
-        self.when = time.monotonic()
         if process() > 0:
             return
         if self.mine is None:
@@ -1452,15 +1417,15 @@ class Keeper:
         elif self.stamp() not in (None, self.mine):
             taken, self.name = self.name, free_name(self.name)
             print(f"\nanother run is kept as {taken} now; this one goes on as {self.name}")
-        content = io.BytesIO()
-        optimizer = report.optimizer.state_dict()["state"]  # its memory alone
-        torch.save({"format": FORMAT, **self.about, "model": model.state_dict(), "report": {
-            **vars(report), "loss_sum": float(report.loss_sum), "optimizer": optimizer}}, content)
+        kept = {**vars(report), "loss_sum": float(report.loss_sum),
+                "optimizer": report.optimizer.state_dict()["state"]}        # its memory alone
+        content, weights = io.BytesIO(), model.state_dict()
+        torch.save({"format": FORMAT, **self.about, "model": weights, "report": kept}, content)
         write_whole(self.path(".pt"), content.getbuffer())
+        self.mine, self.step = self.stamp(), report.step
         rows = [LOG_COLUMNS, *(row.values() for row in report.history)]
         log = "".join(",".join(map(str, row)) + "\n" for row in rows)
         write_whole(self.path(".csv"), log.encode())
-        self.mine, self.step = self.stamp(), report.step
 
     def save_samples(self, samples):
         """Write texts, by the model that wrote them; say what is kept, and what to do with it."""
@@ -1487,13 +1452,13 @@ def load_run(path, device="cpu"):
         check(saved["format"] == FORMAT, f"its format is {saved['format']!r}, not {FORMAT!r}")
         config, vocabulary = Config(**saved["config"]), saved["vocabulary"]
         check(asdict(config) == saved["config"], "its settings are not complete")
-        tokenizer = TOKENIZERS[config.tokenizer](vocabulary)
-        fits = config.vocab_size == tokenizer.vocab_size
-        fits = fits and len(tokenizer.ids) == len(vocabulary)       # and nothing is there twice
-        check(fits and type(vocabulary) is (str if config.tokenizer == "char" else list),
+        make, kind = (BPETokenizer, list) if config.tokenizer == "bpe" else (CharTokenizer, str)
+        tokenizer = make(vocabulary)
+        check(isinstance(vocabulary, kind) and tokenizer.vocab_size == config.vocab_size
+              and len(tokenizer.ids) == len(vocabulary),            # nothing is there twice
               f"its vocabulary does not fit vocab_size={config.vocab_size}")
-        model = built_gpt(config, saved["model"]).to(device)
-        bigram = saved["bigram"] and built(lambda: BigramLanguageModel(config.vocab_size),
+        model = built(GPT, config, saved["model"]).to(device)
+        bigram = saved["bigram"] and built(BigramLanguageModel, config.vocab_size,
                                            saved["bigram"]).to(device)
         report = build_report(saved["report"], model, config)
         return SimpleNamespace(path=path, config=config, tokenizer=tokenizer, model=model,
@@ -1511,21 +1476,18 @@ def refusal(message):
         raise UserError(f"{message}: {kind}{reason}") from error
 
 
-def built(make, weights):
-    """The model that make() returns, with these weights, in eval mode; none is drawn at random."""
+def built(kind, settings, weights):
+    """kind(settings), a GPT or a bigram, with these weights, in eval mode; nothing is random."""
     for name, weight in weights.items():
         check(weight.dtype == torch.float32 and weight.isfinite().all(), f"{name} is not finite")
+    if kind is GPT:
+        check(settings.n_layer <= len(weights), f"no weights for n_layer={settings.n_layer}")
     with torch.device("meta"):                      # shapes alone, without memory for numbers
-        model = make()
+        model = kind(settings)
     model.load_state_dict(weights, assign=True)
-    if isinstance(model, GPT) and model.config.tie_weights:
+    if kind is GPT and settings.tie_weights:
         model.token_embedding.weight = model.lm_head.weight
     return model.eval()
-
-
-def built_gpt(config, weights):
-    check(config.n_layer <= len(weights), f"no weights for n_layer={config.n_layer}")
-    return built(lambda: GPT(config), weights)
 
 
 def build_report(saved, model, config):
@@ -1535,7 +1497,7 @@ def build_report(saved, model, config):
     numbers += [row[column] for row in report.history for column in LOG_COLUMNS]
     check(all(type(n) in (int, float) and math.isfinite(n) for n in numbers), "a loss is no number")
     if report.best is not None:
-        built_gpt(config, report.best)
+        built(GPT, config, report.best)
     optimizer = report.optimizer
     optimizer.load_state_dict({**optimizer.state_dict(), "state": saved["optimizer"]})
     for p in (p for group in optimizer.param_groups for p in group["params"] if report.step > 0):
@@ -1603,10 +1565,9 @@ def average_over_processes(model, loss):
     """The mean of the losses of all processes; the gradients are replaced by their mean, too."""
     if processes() > 1:
         parts = [loss, *(p.grad for p in model.parameters() if p.grad is not None)]
-        mean = torch.cat([part.flatten() for part in parts]) / processes()     # in one message
+        mean = nn.utils.parameters_to_vector(parts) / processes()       # all of it in one message
         dist.all_reduce(mean)                       # the sum over all processes
-        for part, new in zip(parts, mean.split([part.numel() for part in parts])):
-            part.copy_(new.view_as(part))
+        nn.utils.vector_to_parameters(mean, parts)
     return loss
 
 
@@ -1651,22 +1612,17 @@ def count_parameters(model):
 
 
 def activation_bytes(config):
-    """What a step keeps of its batch for backward(), in float32, learned positions, no dropout.
-
-    Of each token, a block keeps 16 C numbers: 2 C for each LayerNorm (what goes in and comes out),
-    3 C queries, keys and values, 1 C that the heads found, 4 C on each side of GELU; and some more.
-    """
+    """What a step keeps of its batch for backward(), in float32, learned positions, no dropout."""
+    # In and out of the LayerNorms 4 C; queries, keys, values 3 C; what is found C; around GELU 8 C.
     block = 16 * config.n_embd + config.n_head + 4
     of_a_token = config.n_layer * block + 2 * config.n_embd + config.vocab_size + 6
     return 4 * config.batch_size * config.block_size * of_a_token
 
 
 def training_flops(config):
-    """(multiplications and additions to train on one token, the part of them that attends).
-
-    A matrix of n weights takes 2 n forward and 4 n backward. Scores and means take, forward, 2 T C
-    each; the future is masked but is counted, as is usual.
-    """
+    """(multiplications and additions to train on one token, the part of them that attends)."""
+    # For each weight of a matrix 2 forward and 4 back. Scores and means: forward, 2 T C each, and
+    # twice that back. (What is masked counts, as is usual.)
     matrices = config.n_layer * 12 * config.n_embd ** 2 + config.vocab_size * config.n_embd
     attending = config.n_layer * 12 * config.n_embd * config.block_size
     return 6 * matrices + attending, attending
@@ -1748,7 +1704,7 @@ def check_sampling(model, idx, max_new_tokens, temperature, top_k, top_p):
 
 def check_finite(model, report, config):
     """A number that is infinite, or not a number, says that the weights are lost."""
-    for name, x in (("training loss", report.loss_sum), ("training loss", report.train_loss or 0),
+    for name, x in (("training loss", report.train_loss or report.loss_sum),
                     ("validation loss", report.val_loss or 0), *model.named_parameters()):
         check(torch.as_tensor(x).isfinite().all(),
               f"{name}: not a finite number by step {report.step}. Try a learning_rate below "
@@ -1799,11 +1755,9 @@ def show_data(train_text, val_text, tokenizer, train_data, val_data, config):
         print(textwrap.indent(textwrap.fill(repr(tokenizer.characters), 70), "    "))
         print(f"\nencode({train_text[:5]!r}) = {tokenizer.encode(train_text[:5])}")
     else:
-        print(f"{tokenizer.vocab_size:,} tokens: the 256 bytes, and more made by joining two.\n"
-              f"The first of them, each of the pair that was the most frequent then:\n")
-        for i, pair in enumerate(tokenizer.merges[:8], start=256):
-            left, right, both = (repr(tokenizer.decode([part])) for part in (*pair, i))
-            print(f"    {i}  {left:<6} + {right:<6} = {both}")
+        print(f"{tokenizer.vocab_size:,} tokens: the 256 bytes, and more made by joining two.\n")
+        for pair in tokenizer.merges[:8]:           # each was the most frequent when it was joined
+            print("    {!r:<6} + {!r}".format(*(tokenizer.decode([i]) for i in pair)))
         pieces = "|".join(tokenizer.decode([i]) for i in tokenizer.encode(train_text[:60]))
         print(f"\n{len(train_text) / len(train_data):.2f} characters per token: {pieces!r}")
     heading("3. Batches")
@@ -1847,14 +1801,11 @@ def train_bigram(train_data, val_data, config):
 
 
 def train_and_show(model, train_data, val_data, config, report, keeper=None):
-    """Run a training to its end and show how far it is.
-
-    The keeper saves before the first step, at each evaluation, and every SAVE_SECONDS.
-    """
+    """Run a training to its end and show how far it is. The keeper, if there is one, saves it."""
     if keeper:
         keeper.save(model, report)
-    first_step, seconds_before, began = report.step, report.seconds, time.perf_counter()
-    drawn, told = began, False
+    first_step, seconds_before, told = report.step, report.seconds, False
+    began = drawn = saved = time.perf_counter()
     for report in train(model, train_data, val_data, config, report):
         now = time.perf_counter()
         report.seconds = seconds_before + now - began
@@ -1866,19 +1817,18 @@ def train_and_show(model, train_data, val_data, config, report, keeper=None):
             announce("")
             print(f"this takes about {math.ceil(minutes)} minutes{shorter}", flush=True)
         evaluated = report.val_loss is not None
-        due = evaluated or keeper and time.monotonic() > keeper.when + SAVE_SECONDS
-        if due:
-            check_finite(model, report, config)
+        soon = (report.step + 1) % config.eval_interval == 0
         if evaluated:
             announce("")
             print(progress(report, config, pace), flush=True)
-        elif on_terminal():
-            soon = ", evaluating" if (report.step + 1) % config.eval_interval == 0 else ""
-            if soon or now > drawn + 0.2:
-                drawn = now
-                announce(progress(report, config, pace) + soon)
-        if keeper and due:
-            keeper.save(model, report)
+        elif soon or now > drawn + 0.2:
+            drawn = now
+            announce(progress(report, config, pace) + ", evaluating" * soon)
+        if evaluated or now > saved + SAVE_SECONDS:
+            saved = now
+            check_finite(model, report, config)
+            if keeper:
+                keeper.save(model, report)
 
 
 def progress(report, config, steps_per_second):
@@ -1897,17 +1847,17 @@ def show_curve(history, bigram_loss=None):
     """How the losses fell with the steps, downwards. Nothing for less than three evaluations."""
     if len(history) < 3:
         return
-    rows = [(row["step"], {"|": bigram_loss or row["val_loss"], "t": row["train_loss"],
-                           "V": row["val_loss"]}) for row in history[::-(-len(history) // 16)]]
-    losses = [loss for _, marks in rows for loss in marks.values()]
+    rows = history[::math.ceil(len(history) / 16)]
+    level = [] if bigram_loss is None else [bigram_loss]
+    losses = level + [row[name] for row in rows for name in ("train_loss", "val_loss")]
     lowest, highest = min(losses), max(losses)
     print(f"\n    step  {lowest:<27.4f}loss{highest:>27.4f}")
-    for step, marks in rows:
+    for row in rows:
         line = [" "] * 58
-        for mark, loss in marks.items():
+        for mark, loss in (*zip("|", level), ("t", row["train_loss"]), ("V", row["val_loss"])):
             line[round(57 * (loss - lowest) / (highest - lowest or 1))] = mark
-        print(f"{step:>8}  {''.join(line).rstrip()}")
-    print(f"          V validation, t training{', | the bigram' if bigram_loss else ''}")
+        print(f"{row['step']:>8}  {''.join(line).rstrip()}")
+    print(f"          V validation, t training{', | the bigram' if level else ''}")
 
 
 SHADES = ((0.7, "█"), (0.35, "▓"), (0.15, "▒"), (0.03, "░"), (0, " "))
@@ -1929,14 +1879,6 @@ def symbol(character):
     return {"\n": "↵", "\t": "→"}.get(character, character if fits else "?")
 
 
-def predictions(model, windows, n):
-    """Of the last n tokens of windows (W, T+1): the probability of each, and was it the highest?"""
-    for window in windows:
-        logits, _ = model(window[None, :-1])                        # (1, T) -> (1, T, V)
-        probs, came = F.softmax(logits[0, -n:], dim=-1), window[-n:]    # (n, V), (n,)
-        yield probs.gather(1, came[:, None])[:, 0], probs.argmax(dim=1) == came     # two of (n,)
-
-
 @torch.no_grad()
 def show_surprise(models, tokenizer, val_data):
     """A held-out text, and in shades below it how probable each model found what came."""
@@ -1946,25 +1888,29 @@ def show_surprise(models, tokenizer, val_data):
     n = (T + 1) // 2                                # tokens in a window that have some context
     windows = val_data[:5000 + T].long().unfold(0, T + 1, n)        # (N,) -> (W, T+1)
     pieces = [tokenizer.decode([i]) for i in windows[:, -n:].flatten().tolist()]
-    later = [a[-1:].isalpha() and b[:1].isalpha() for a, b in pairwise(["", *pieces])]
-    first = [piece.strip()[:1].isalpha() and not is_later for piece, is_later in zip(pieces, later)]
-    places = {"any token": [True] * len(pieces), "the first of a word": first,
-              "the rest of a word": later}
-    shades, right = {"": "".join(map(symbol, "".join(pieces)))}, {place: [] for place in places}
+    inside = [a[-1:].isalpha() and b[:1].isalpha() for a, b in pairwise(["", *pieces])]
+    first = [piece.strip()[:1].isalpha() and not later for piece, later in zip(pieces, inside)]
+    where = torch.tensor([[True] * len(pieces), first, inside])     # (3, W*n)
+    places, counts = ("any token", "the first of a word", "the rest of a word"), where.sum(dim=1)
+    lines, right = {"": "".join(map(symbol, "".join(pieces)))}, []
     for name, model in models.items():
-        probs, hits = map(torch.cat, zip(*predictions(model, windows, n)))      # two of (W*n,)
-        shades[name] = "".join(shade(p) * len(s) for p, s in zip(probs.tolist(), pieces))
-        for place, where in places.items():
-            right[place].append(f"{hits[torch.tensor(where)].float().mean():.0%}")
+        shares, hits = [], []
+        for window in windows:
+            logits, _ = model(window[None, :-1])                    # (1, T) -> (1, T, V)
+            probs, came = F.softmax(logits[0, -n:], dim=-1), window[-n:]        # (n, V), (n,)
+            shares += probs.gather(1, came[:, None])[:, 0].tolist()             # (n, V) -> (n,)
+            hits += (probs.argmax(dim=1) == came).tolist()
+        lines[name] = "".join(shade(p) * len(piece) for p, piece in zip(shares, pieces))
+        right.append((where & torch.tensor(hits)).sum(dim=1) / counts)          # (3,)
     print("A held-out text, and below it how probable each model found what came:\n")
-    for start in range(0, min(180, len(shades[""])), 60):
-        for name, row in shades.items():
-            print(f"    {name:<8}{row[start:start + 60]}".rstrip())
+    for start in range(0, min(180, len(lines[""])), 60):
+        for name, line in lines.items():
+            print(f"    {name:<8}{line[start:start + 60]}".rstrip())
         print()
     print(f"    {LEGEND}\n\nHow often the likeliest token was the one that came:\n")
     print_table(" ".join(["token", *models]), [
-        (f"{place} ({sum(places[place]):,})", *row) for place, row in right.items()
-        if any(places[place])])
+        (f"{place} ({count:,})", *(f"{share:.0%}" for share in shares))
+        for place, count, *shares in zip(places, counts.tolist(), *right) if count])
     print()
 
 
@@ -2117,8 +2063,8 @@ def resumed_config(saved, options, size, text):
     """The settings of a saved run. Only max_steps and eval_interval may be others than they were;
     the learning rate then goes on as in a run of that length."""
     check(saved.text_sha256 == sha256_of(text), f"{saved.path} was trained on another text")
-    given = {**SIZES.get(size, {}), **options}
-    for name in given.keys() - {"max_steps", "eval_interval", *({"vocab_size"} - options.keys())}:
+    given = {**SIZES.get(size, {}), "vocab_size": saved.config.vocab_size, **options}
+    for name in given.keys() - {"max_steps", "eval_interval"}:
         before = getattr(saved.config, name)
         check(given[name] == before, f"{saved.path} has {name}={before}, not {given[name]}")
     config, steps = replace(saved.config, **options), saved.report.step
@@ -2137,7 +2083,8 @@ def sample_command(arguments):
                         help="divides the logits; 0 takes the likeliest token; default %(default)s")
     parser.add_argument("--top_k", type=int, help="draw only from the k likeliest tokens")
     parser.add_argument("--top_p", type=float, help="draw only from the likeliest that have p")
-    parser.add_argument("--seed", type=int, help="the same seed writes the same text")
+    parser.add_argument("--seed", type=int, default=random.randrange(2**32),
+                        help="the same seed writes the same text")
     options = parser.parse_args(arguments)
     path = find_run(options.run)
     model, tokenizer = load_model(path)
@@ -2145,15 +2092,14 @@ def sample_command(arguments):
     idx = torch.tensor([tokenizer.encode(prompt)])                          # (1, T)
     dials = (options.temperature, options.top_k, options.top_p)
     check_sampling(model, idx, options.tokens, *dials)
-    check_range("seed", options.seed or 0, 0)
-    generator = torch.Generator()
-    generator.seed() if options.seed is None else generator.manual_seed(options.seed)
+    check_range("seed", options.seed, 0)
+    generator = torch.Generator().manual_seed(options.seed)
     print(f"{path} writes:", file=sys.stderr)
     shown = visible if on_terminal() else str
     print(shown(prompt), end="", flush=True)
     waiting = []            # a character may be several tokens, and reads \ufffd until it is whole
     for token in stream_tokens(model, idx, options.tokens, dials, generator=generator):
-        if isinstance(tokenizer, GPT2Tokenizer) and tokenizer.decode(token[0].tolist()) == END:
+        if tokenizer.decode(token[0].tolist()) == END:
             break
         waiting += token[0].tolist()
         written = tokenizer.decode(waiting)
@@ -2171,13 +2117,12 @@ def runs_command(arguments):
         when = time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime))
         try:
             run = load_run(path)
+            losses = [row["val_loss"] for row in run.report.history]
+            rows.append((path.stem, f"{count_parameters(run.model):,}",
+                         f"{run.report.step}/{run.config.max_steps}",
+                         f"{min(losses):.4f}" if losses else "-", when))
         except UserError as error:
             print(error)
-            continue
-        losses = [row["val_loss"] for row in run.report.history]
-        rows.append((path.stem, f"{count_parameters(run.model):,}",
-                     f"{run.report.step}/{run.config.max_steps}",
-                     f"{min(losses):.4f}" if losses else "-", when))
     print_table("run parameters step val_loss saved", rows)
 
 
@@ -2186,9 +2131,8 @@ COMMANDS = {"sample": sample_command, "runs": runs_command, "sizes": sizes_comma
 
 def choose_device(name=None):
     """The fastest device that is there, or the one with this name. UserError if it is not there."""
-    here = [device for device, is_there in (("cuda", torch.cuda.is_available()),
-                                            ("mps", torch.backends.mps.is_available()),
-                                            ("cpu", True)) if is_there]
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    here = ["cuda"] * cuda + ["mps"] * mps + ["cpu"]
     check(name in (None, *here), f"there is no device {name!r} here, only {', '.join(here)}")
     return name or here[0]
 
@@ -2213,10 +2157,9 @@ def load_text(path=None):
 
 def first_prompt(tokenizer):
     """What a text begins with when nothing is said: a new line, if the vocabulary has it."""
-    if isinstance(tokenizer, GPT2Tokenizer):
-        return END
-    newline = isinstance(tokenizer, BPETokenizer) or "\n" in tokenizer.characters
-    return "\n" if newline else tokenizer.characters[0]
+    if isinstance(tokenizer, CharTokenizer) and "\n" not in tokenizer.characters:
+        return tokenizer.characters[0]
+    return END if isinstance(tokenizer, GPT2Tokenizer) else "\n"
 
 
 def run_cleanly(program, command, arguments):

@@ -227,8 +227,7 @@ def test_the_pattern_check_counts_right_characters():
     ("def f(x):\n    '''Say\n\n    so.'''\n", "def f(x):\n    '''Say\n\n    so.'''\n", True),
 ])
 def test_a_function_is_cut_at_its_end_and_judged_by_python(text, function, correct):
-    assert gpt.first_function(text) == function
-    assert gpt.is_function(function) is correct
+    assert gpt.first_function(text) == (function, correct)
 
 
 def test_the_library_is_whole_files_and_some_are_held_out():
