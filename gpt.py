@@ -916,7 +916,6 @@ class BPETokenizer:
     """Turns text into a list of integers, one for each piece of a word, and back.
 
     merges: the pairs of ids that are joined, in their order; the first becomes the id 256.
-    order: the 256 bytes, in the order of their ids.
 
     >>> tokenizer = BPETokenizer([(104, 101), (108, 108), (256, 257)])      # h+e, l+l, he+ll
     >>> tokenizer.encode("hello")
@@ -925,10 +924,9 @@ class BPETokenizer:
     'hello'
     """
 
-    def __init__(self, merges, order=range(256)):
+    def __init__(self, merges):
         self.merges = self.vocabulary = merges
-        self.byte_ids = {byte: i for i, byte in enumerate(order)}
-        self.bytes = [bytes([byte]) for byte in order]
+        self.bytes = [bytes([i]) for i in range(256)]
         for pair in merges:
             check_ids(pair, len(self.bytes))
             self.bytes.append(self.bytes[pair[0]] + self.bytes[pair[1]])
@@ -942,7 +940,7 @@ class BPETokenizer:
 
     def encode_word(self, word):
         """Join pairs in the order in which they were found."""
-        ids = [self.byte_ids[byte] for byte in word.encode(errors="replace")]
+        ids = list(word.encode(errors="replace"))
         while pairs := [pair for pair in pairwise(ids) if pair in self.ids]:
             first = min(pairs, key=self.ids.get)
             ids = join_pair(ids, first, self.ids[first])
@@ -1099,7 +1097,7 @@ def check_python(model, bigram, tokenizer, val_text):
 
 
 HELLO, COUNT = "hello world\n", "0 1 2 3 4 5 6 7 8 9 "
-HUNDRED = string.printable[:94] + "ÄÖÜäöü"          # so many different characters, to draw from
+HUNDRED = string.printable[:94] + "ÄÖÜäöü"          # so many different characters
 SMALL = dict(block_size=16, n_layer=2, n_embd=32, max_steps=200, warmup_steps=20, eval_interval=50)
 DEMOS = {           # name: (a line for --help, both texts, a prompt, the check, settings)
     "hello": ("a phrase, again and again: it goes on with it from anywhere",
@@ -1173,7 +1171,7 @@ def read_safetensors(path):
 
 
 class GPT2Tokenizer(BPETokenizer):
-    """A BPETokenizer with END, from what is published: {piece: id}, and pairs of pieces to join.
+    """A BPETokenizer with END, and with the ids that are published: {piece: id}, pairs to join.
 
     In both, there is a visible character for each byte; the space is \u0120, and ! is itself.
     """
@@ -1181,21 +1179,28 @@ class GPT2Tokenizer(BPETokenizer):
     def __init__(self, vocabulary, merges):
         printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
         others = sorted(set(range(256)) - set(printable))       # 68 bytes, shown as 256, 257, ...
-        letters = [chr(i) for i in (*printable, *range(256, 324))]
-        pieces = [*letters, *(left + right for left, right in merges), END]
-        ids = {piece: i for i, piece in enumerate(pieces)}
-        check(ids == vocabulary, "its vocabulary is not 256 bytes, what its merges make of them, "
-                                 "and END, in this order")
-        super().__init__([(ids[left], ids[right]) for left, right in merges], printable + others)
+        letters = dict(zip(printable + others, map(chr, [*printable, *range(256, 324)])))
+        pieces = [letters[i] for i in range(256)] + [left + right for left, right in merges]
+        ours = {piece: i for i, piece in enumerate(pieces)}     # the ids in BPETokenizer
+        super().__init__([(ours[left], ours[right]) for left, right in merges])
         self.bytes.append(END.encode())
         self.vocab_size += 1
+        self.to_published = [vocabulary.get(piece) for piece in (*pieces, END)]
+        self.to_ours = {i: place for place, i in enumerate(self.to_published)}
+        check(self.to_ours.keys() == set(range(len(vocabulary))) == set(range(self.vocab_size)),
+              "its vocabulary is not 256 bytes, what its merges make of them, and END")
 
     def encode(self, text):
         """str -> list of int. Any text can be encoded."""
         ids = []
         for part in text.split(END):
             ids += [self.vocab_size - 1, *super().encode(part)]         # an END too many, the first
-        return ids[1:]
+        return [self.to_published[i] for i in ids[1:]]
+
+    def decode(self, ids):
+        """list of int -> str; bytes that are no UTF-8 become U+FFFD. Raises UserError."""
+        check_ids(ids, self.vocab_size)
+        return super().decode([self.to_ours[i] for i in ids])
 
 
 def load_gpt2(folder):
@@ -1345,12 +1350,19 @@ def whole_file(path):
 
 
 def write_whole(path, content):
-    """Write bytes to the file `path`, whole or not at all."""
+    """Write bytes to the file `path`, whole or not at all. Returns its stamp_of."""
     try:
         with whole_file(path) as file:
             file.write(content)
+            file.flush()
+            return stamp_of(os.fstat(file.fileno()))
     except OSError as error:                            # a full disk does not say what did not fit
         raise OSError(error.errno, error.strerror, str(path)) from None
+
+
+def stamp_of(stat):
+    """What tells a file from another that was put in its place."""
+    return stat.st_mtime_ns, stat.st_ino
 
 
 def download(url, path, sha256=None):
@@ -1405,24 +1417,24 @@ class Keeper:
         return DATA / f"{self.name}{ending}"
 
     def stamp(self):
-        path = self.path(".pt")
-        return (path.stat().st_mtime_ns, path.stat().st_ino) if path.exists() else None
+        with contextlib.suppress(FileNotFoundError):
+            return stamp_of(self.path(".pt").stat())
 
     def save(self, model, report):
         """Write the checkpoint and the log. The first save of a run makes room for it."""
         if process() > 0:
             return
+        kept = {**vars(report), "loss_sum": float(report.loss_sum),
+                "optimizer": report.optimizer.state_dict()["state"]}        # its memory alone
+        content, weights = io.BytesIO(), model.state_dict()
+        torch.save({"format": FORMAT, **self.about, "model": weights, "report": kept}, content)
         if self.mine is None:
             set_aside(self.name)
         elif self.stamp() not in (None, self.mine):
             taken, self.name = self.name, free_name(self.name)
             print(f"\nanother run is kept as {taken} now; this one goes on as {self.name}")
-        kept = {**vars(report), "loss_sum": float(report.loss_sum),
-                "optimizer": report.optimizer.state_dict()["state"]}        # its memory alone
-        content, weights = io.BytesIO(), model.state_dict()
-        torch.save({"format": FORMAT, **self.about, "model": weights, "report": kept}, content)
-        write_whole(self.path(".pt"), content.getbuffer())
-        self.mine, self.step = self.stamp(), report.step
+        self.mine = write_whole(self.path(".pt"), content.getbuffer())
+        self.step = report.step
         rows = [LOG_COLUMNS, *(row.values() for row in report.history)]
         log = "".join(",".join(map(str, row)) + "\n" for row in rows)
         write_whole(self.path(".csv"), log.encode())
@@ -1755,9 +1767,10 @@ def show_data(train_text, val_text, tokenizer, train_data, val_data, config):
         print(textwrap.indent(textwrap.fill(repr(tokenizer.characters), 70), "    "))
         print(f"\nencode({train_text[:5]!r}) = {tokenizer.encode(train_text[:5])}")
     else:
-        print(f"{tokenizer.vocab_size:,} tokens: the 256 bytes, and more made by joining two.\n")
-        for pair in tokenizer.merges[:8]:           # each was the most frequent when it was joined
-            print("    {!r:<6} + {!r}".format(*(tokenizer.decode([i]) for i in pair)))
+        print(f"{tokenizer.vocab_size:,} tokens: the 256 bytes, and more made by joining two.\n"
+              f"The first of them, each of the pair that was the most frequent then:\n")
+        for i, pair in enumerate(tokenizer.merges[:8], start=256):
+            print("    {}  {!r:<6} + {!r}".format(i, *(tokenizer.decode([part]) for part in pair)))
         pieces = "|".join(tokenizer.decode([i]) for i in tokenizer.encode(train_text[:60]))
         print(f"\n{len(train_text) / len(train_data):.2f} characters per token: {pieces!r}")
     heading("3. Batches")
@@ -1817,18 +1830,19 @@ def train_and_show(model, train_data, val_data, config, report, keeper=None):
             announce("")
             print(f"this takes about {math.ceil(minutes)} minutes{shorter}", flush=True)
         evaluated = report.val_loss is not None
+        due = evaluated or now > saved + SAVE_SECONDS
         soon = (report.step + 1) % config.eval_interval == 0
+        if due:
+            check_finite(model, report, config)
         if evaluated:
             announce("")
             print(progress(report, config, pace), flush=True)
-        elif soon or now > drawn + 0.2:
+        elif on_terminal() and (soon or now > drawn + 0.2):
             drawn = now
             announce(progress(report, config, pace) + ", evaluating" * soon)
-        if evaluated or now > saved + SAVE_SECONDS:
+        if keeper and due:
             saved = now
-            check_finite(model, report, config)
-            if keeper:
-                keeper.save(model, report)
+            keeper.save(model, report)
 
 
 def progress(report, config, steps_per_second):

@@ -72,6 +72,24 @@ def test_logits_and_greedy_texts_are_those_of_gpt_2(loaded):
             assert gpt.generate(model, idx, 20, temperature=0, use_cache=use_cache)[0].tolist() == ids
 
 
+def test_the_ids_may_be_in_any_order(folder, loaded):
+    model, tokenizer = loaded
+    order = torch.randperm(321, generator=torch.Generator().manual_seed(0))         # the new id of each piece
+    vocabulary = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
+    moved = {piece: order[i].item() for piece, i in vocabulary.items()}
+    (folder / "vocab.json").write_text(json.dumps(moved), encoding="utf-8")
+    weights = weights_of(folder)
+    weights["transformer.wte.weight"] = weights["transformer.wte.weight"][order.argsort()]
+    write_safetensors(folder / "model.safetensors", weights)
+    other, its_tokenizer = gpt.load_gpt2(folder)
+    for text, ids in EXPECTED["ids"].items():
+        assert its_tokenizer.encode(text) == order[torch.tensor(ids, dtype=torch.int64)].tolist()
+        assert its_tokenizer.decode(its_tokenizer.encode(text)) == text
+    for text, ids in EXPECTED["greedy"].items():
+        written = gpt.generate(other, torch.tensor([its_tokenizer.encode(text)]), 20, temperature=0)
+        assert its_tokenizer.decode(written[0].tolist()) == tokenizer.decode(ids)
+
+
 # Weights
 
 
