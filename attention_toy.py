@@ -1,10 +1,10 @@
-"""attention_toy.py: four ways to gather what came before, from a loop to self-attention.
+"""attention_toy.py: four ways to gather what came before, and what each part of a GPT is worth.
 
 Attention is the one hard idea in a GPT. Here it is taken apart. Each token must gather what it
 needs from the tokens before it, and we do that four times. The first three ways give the same
 numbers: by a loop, by a matrix product, and by a softmax. In the fourth, the weights are no longer
 all equal: they depend on what the tokens are, and so does what each hands over. That is
-self-attention.
+self-attention. Around it grows a GPT, and each of its parts is measured.
 
      1  Tensors          the few moves that everything below is made of
      2  An example       two pieces of text as numbers, and a picture of weights
@@ -12,26 +12,27 @@ self-attention.
      4  Version 2        the same, as one matrix product
      5  Version 3        the same, as a softmax over a mask
      6  Version 4        self-attention: queries, keys and values
-     7  A tiny model     a language model with a hole in it, for any of the four to fill
-     8  Questions        why the scale, why the mask, why several heads, why positions
-     9  The comparison   what each version is worth on a real text
-    10  A trained GPT    what its heads look at
-    11  The run          the command line
+     7  Several heads    version 4 a few times, side by side
+     8  Questions        why the scale, and why positions
+     9  A model          a GPT that may lack parts; and why the mask
+    10  The ladder       what each part is worth on a real text
+    11  Trained heads    what they look at
+    12  The run          the command line
 
-    python attention_toy.py                     everything but chapter 10, about a minute
-    python attention_toy.py --quick             without the comparison, some seconds
-    python attention_toy.py --text my.txt       the same with your own text
+    python attention_toy.py             all of it, with the first rows of the ladder; half a minute
+    python attention_toy.py --quick     chapters 1 to 9, some seconds
+    python attention_toy.py --ladder    chapter 10 with all rows, some minutes; --ladder 3 takes
+                                        three seeds, three times as long, and shows the spread
     python attention_toy.py --model shakespeare --prompt "ROMEO:\\nBut soft"
-                                                chapter 10, for a run that gpt.py has kept
+                                        chapter 11, for a run that gpt.py has kept
 
 Read the code beside what it prints. The letters are those of gpt.py: B pieces of text side by side,
-T tokens in each, C channels (numbers) for one token, V tokens in the vocabulary, hs the head size.
-In a notebook, leave out the last three lines of the file, and call command([]) instead.
+T tokens in each, C channels (numbers) for one token, V tokens in the vocabulary, nh heads, hs the
+head size. In a notebook, leave out the last three lines of the file, and call command([]) instead.
 """
 
 # %% 1. Tensors
-# A tensor is a block of numbers with a shape. The past of a token is gathered with six moves. If
-# they are familiar, go on to chapter 2.
+# A tensor is a block of numbers with a shape. The past of a token is gathered with a few moves.
 
 import inspect
 import math
@@ -41,12 +42,13 @@ import unicodedata
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from unittest.mock import patch
 
-from gpt import (CausalSelfAttention, Config, Parser, Report, build_char_tokenizer,
-                 build_optimizer, check, check_range, continue_text, count_parameters, evaluate,
-                 find_run, first_prompt, heading, load_checkpoint, load_text, next_token_loss,
-                 one_head, print_results, rotate, run_cleanly, sinusoids, split, train_and_show,
-                 train_bigram, visible)
+from gpt import (GPT, BigramLanguageModel, Block, CausalSelfAttention, Config, Parser, UserError,
+                 announce, build_char_tokenizer, check, check_range, continue_text,
+                 count_parameters, evaluate, find_run, first_prompt, heading, load_model, load_text,
+                 one_head, print_table, run_cleanly, shade, sinusoids, split, symbol, train,
+                 visible)
 
 import torch                        # after gpt, which silences a remark of torch about NumPy
 import torch.nn as nn
@@ -54,33 +56,29 @@ import torch.nn.functional as F
 
 
 def tensor_moves():
-    """Create: a tensor of ones, of which we keep the lower triangle.
+    """Create: of a tensor, tril keeps the lower triangle, triu(diagonal=1) what is
+    above it. Fill: masked_fill writes a number wherever another tensor says True.
 
     >>> ones = torch.ones(3, 3).tril()
-    >>> ones
-    tensor([[1., 0., 0.],
-            [1., 1., 0.],
-            [1., 1., 1.]])
+    >>> future = torch.ones(3, 3, dtype=torch.bool).triu(diagonal=1)
+    >>> ones.masked_fill(future, -7)
+    tensor([[ 1., -7., -7.],
+            [ 1.,  1., -7.],
+            [ 1.,  1.,  1.]])
 
-    Sum: dim=1 adds along each row; keepdim leaves a column, (3, 3) -> (3, 1).
+    Sum and broadcast: dim=1 adds along each row, and keepdim leaves a column, so
+    this is (3, 3) / (3, 1). Two shapes that differ; where one has size 1, it is
+    repeated to fit the other. So each row is divided by its own sum.
 
-    >>> sums = ones.sum(dim=1, keepdim=True)
-    >>> sums
-    tensor([[1.],
-            [2.],
-            [3.]])
-
-    Broadcast: (3, 3) / (3, 1) has two shapes that differ. Where one has size 1, it
-    is repeated to fit the other. So each row is divided by its own sum.
-
-    >>> weights = ones / sums
+    >>> weights = ones / ones.sum(dim=1, keepdim=True)
     >>> weights
     tensor([[1.0000, 0.0000, 0.0000],
             [0.5000, 0.5000, 0.0000],
             [0.3333, 0.3333, 0.3333]])
 
     Matrix product: row t of the result is a weighted sum of the rows of x, and row
-    t of the weights says how much of each. (3, 3) @ (3, 2) -> (3, 2).
+    t of the weights says how much of each. (3, 3) @ (3, 2) -> (3, 2). With more
+    dimensions, it works on the last two: (3, 3) @ (5, 3, 2) -> (5, 3, 2).
 
     >>> x = torch.tensor([[6.0, 0.0], [2.0, 4.0], [1.0, 8.0]])
     >>> weights @ x
@@ -88,24 +86,13 @@ def tensor_moves():
             [4., 2.],
             [3., 4.]])
 
-    With more dimensions, the product works on the last two, and on all pieces of a
-    batch at once: (3, 3) @ (5, 3, 2) -> (5, 3, 2).
+    Transpose: swap two dimensions; -2 and -1 are the last two, (3, 2) -> (2, 3).
+    Stack: put tensors of one shape side by side, along a new dimension. Here, both
+    turn the rows of x into columns, and x.transpose(-2, -1) is the same as:
 
-    >>> (weights @ torch.zeros(5, 3, 2)).shape
-    torch.Size([5, 3, 2])
-
-    Transpose: swap two dimensions. -2 and -1 are the last two, (3, 2) -> (2, 3).
-
-    >>> x.transpose(-2, -1)
+    >>> torch.stack([x[0], x[1], x[2]], dim=1)
     tensor([[6., 2., 1.],
             [0., 4., 8.]])
-
-    Reshape: the same numbers in the same order, cut into rows of another length.
-    Note that this is not a transpose.
-
-    >>> x.reshape(2, 3)
-    tensor([[6., 0., 2.],
-            [4., 1., 8.]])
     """
     print(inspect.getdoc(tensor_moves))
 
@@ -120,77 +107,73 @@ CHANNELS = ("vowel", "consonant", "space", "alphabet")        # C = 4
 
 
 def describe(character):
-    """Is it a vowel, a consonant, a space; and its place in the alphabet, 0 for a space.
+    """Is it a vowel, a consonant, a space; and its place in the alphabet, 27 for a space.
 
     >>> describe("b"), describe("o"), describe(" ")
-    ([0, 1, 0, 2], [1, 0, 0, 15], [0, 0, 1, 0])
+    ([0, 1, 0, 2], [1, 0, 0, 15], [0, 0, 1, 27])
     """
-    vowel, space = character in "aeiou", character == " "
-    place = 0 if space else ord(character) - ord("a") + 1
-    return [int(vowel), int(not vowel and not space), int(space), place]
+    vowel, space = int(character in "aeiou"), int(character == " ")
+    return [vowel, 1 - vowel - space, space, 27 if space else ord(character) - ord("a") + 1]
 
 
 def example():
     """x of shape (2, 8, 4): the pieces of EXAMPLE, each character described."""
-    return torch.tensor([[describe(character) for character in piece] for piece in EXAMPLE]).float()
+    return torch.tensor([list(map(describe, piece)) for piece in EXAMPLE]).float()
 
 
 # What a token gathers is always a weighted sum: so much of this token, so much of that one. All
 # these weights together are a matrix (T, T): row t says how much token t takes from each token. A
 # picture shows it best. Read it row by row: the token at the left looks at the tokens on top.
 
-SHADES = ((0.7, "█"), (0.35, "▓"), (0.15, "▒"), (0.03, "░"), (0, " "))
 LEGEND = "░ from 3%, ▒ from 15%, ▓ from 35%, █ from 70% of what the row's token receives"
+WIDEST = 8                          # columns for a token at the left, if it is a piece of a word
+MOST_TOKENS = (79 - WIDEST - 2) // 2                # as many fit on top, each in two columns
 
 
-def label(character):
-    r"""A name for a character that fills the two columns of a cell.
+def cell(text, width):
+    r"""The text of a token in exactly `width` columns; a space and a new line can be seen.
 
-    >>> label("a"), label(" "), label("\n"), label("\0")
-    ('a ', '␣ ', '\\n', '? ')
+    >>> cell(" the", 2), cell(" the", 6), cell("\n", 3)
+    ('␣t', '␣the  ', '↵  ')
     """
-    if unicodedata.east_asian_width(character) in "WF":       # these are two columns wide
-        return character
-    name = {" ": "␣", "\n": r"\n", "\t": r"\t", "\r": r"\r"}.get(character, character)
-    return f"{name:<2}" if name.isprintable() and not unicodedata.combining(character) else "? "
+    shown = ""
+    for character in text.replace(" ", "␣"):
+        wide = unicodedata.east_asian_width(character) in "WF"      # it fills two columns
+        if 1 + wide > width:
+            break
+        shown, width = shown + (character if wide else symbol(character)), width - 1 - wide
+    return shown + " " * width
 
 
-def picture(weights, characters):
-    """Weights (T, T) of tokens that are T characters, as T + 1 lines for the terminal.
+def picture(weights, tokens):
+    """Weights (T, T) of T tokens, each given by its text, as T + 1 lines for the terminal.
 
     >>> print(picture(torch.tensor([[1.0, 0.0], [0.2, 0.8]]), "ab"))
         a b
     a   ██
     b   ▒▒██
     """
-    lines = ["    " + "".join(map(label, characters))]
-    for character, row in zip(characters, weights.tolist()):
-        shades = (next(shade for least, shade in SHADES if weight >= least) for weight in row)
-        lines.append(f"{label(character)}  " + "".join(2 * shade for shade in shades))
+    width = 2 if max(map(len, tokens)) == 1 else WIDEST
+    lines = [" " * (width + 2) + "".join(cell(token, 2) for token in tokens)]
+    for token, row in zip(tokens, weights.tolist()):
+        lines.append(f"{cell(token, width)}  " + "".join(2 * shade(weight) for weight in row))
     return "\n".join(line.rstrip() for line in lines)
 
 
-def show(steps, weights, columns):
-    """Print the shapes of the steps, and beside the weights (T, T) of one piece what it receives.
-
-    steps: tensors by name, among them "result" (B, T, C); columns: names for its C numbers.
-    """
-    for name, tensor in steps.items():
-        print(f"    {name:<32} {tuple(tensor.shape)}")
-    print(f"\nThe weights for {EXAMPLE[0]!r}, and at the right of each row what it receives:\n")
-    head, *rows = picture(weights, EXAMPLE[0]).split("\n")
-    print(f"{head:<24}" + "".join(f"{column:>11}" for column in columns))
-    for row, received in zip(rows, steps["result"][0].tolist()):
-        print(f"{row:<24}" + "".join(f"{number:>11.2f}" for number in received))
+def show(weights, received, titles):
+    """Print weights (T, T) of the first piece, and beside each row what its token receives."""
+    print(f"The weights for {EXAMPLE[0]!r}, and at the right of each row what it receives:\n")
+    top, *rows = picture(weights, EXAMPLE[0]).split("\n")
+    print(f"{top:<24}" + "".join(f"{title:>11}" for title in titles))
+    for row, numbers in zip(rows, received.tolist()):
+        print(f"{row:<24}" + "".join(f"{number:>11.2f}" for number in numbers))
 
 
 def show_example():
-    x = example()
-    print(f"x is {EXAMPLE[0]!r} and {EXAMPLE[1]!r}, of shape {tuple(x.shape)}, (B, T, C).")
-    print("The first piece. Each row is a token, each column a channel:\n")
-    print(" " * 24 + "".join(f"{channel:>11}" for channel in CHANNELS))
-    for character, numbers in zip(EXAMPLE[0], x[0].tolist()):
-        print(f"{label(character):<24}" + "".join(f"{number:>11.0f}" for number in numbers))
+    print(f"x is {EXAMPLE[0]!r} and {EXAMPLE[1]!r}, of shape {tuple(example().shape)}, (B, T, C).\n"
+          f"The first piece. Each row is a token (␣ is the space), each column a channel:\n")
+    print_table(" ".join(("token", *CHANNELS)),
+                [(cell(character, 1), *describe(character)) for character in EXAMPLE[0]])
     print(f"\nThe shades in the pictures:\n{LEGEND}.")
 
 
@@ -198,32 +181,30 @@ def show_example():
 # The simplest way to gather the past: take the average of it. For the token at place t that is the
 # mean of the tokens 0 to t, itself included. (So even the first has something to average.) What
 # comes after t is left out: a language model has to predict it.
-#
-# Each version returns its steps by name, so that the program can show them.
 
 
 def average_by_loop(x):
-    """Version 1: x (B, T, C) -> steps; the result (B, T, C) is the mean of each token's past."""
+    """Version 1: x (B, T, C) -> (B, T, C), the mean of each token's past."""
     means = []
     for t in range(x.shape[1]):
         past = x[:, :t + 1]                                   # (B, T, C) -> (B, t+1, C)
         means.append(past.mean(dim=1))                        # (B, t+1, C) -> (B, C)
-    result = torch.stack(means, dim=1)                        # T of (B, C) -> (B, T, C)
-    return {"the last token's past": past, "its mean": means[-1], "result": result}
+    return torch.stack(means, dim=1)                          # T of (B, C) -> (B, T, C)
 
 
-# The loop has no matrix of weights, yet there is one behind it. To find it, let each of T tokens
-# hold a single 1, in a channel of its own (so here C = T, and [None] adds a batch of one piece).
-# Then what token t has in channel s came from token s.
+def weights_behind(average, T):
+    """The weights (T, T) with which one of the versions 1 to 3 gathers T tokens.
+
+    The loop has no matrix of weights, yet there is one behind it. To find it, let each token hold
+    a single 1, in a channel of its own. Then what token t has in channel s came from token s.
+    """
+    single_ones = torch.eye(T)[None]                          # (T, T) -> (1, T, T), one piece
+    return average(single_ones)[0]                            # (1, T, T) -> (T, T)
 
 
 def show_version_1():
-    x = example()
-    single_ones = torch.eye(x.shape[1])[None]                 # (1, T, T)
-    weights = average_by_loop(single_ones)["result"][0]       # (1, T, T) -> (T, T)
-    show(average_by_loop(x), weights, CHANNELS)
-    print("\nThe rows get lighter downwards: the same whole, shared by more tokens. (With\n"
-          "only five shades, neighbours may look alike.)\n"
+    show(weights_behind(average_by_loop, 8), average_by_loop(example())[0], CHANNELS)
+    print("\nThe rows get lighter downwards: the same whole, shared by more tokens.\n"
           "Check a number: the b has seen t o ␣ b, one vowel of four, so 0.25.")
 
 
@@ -234,27 +215,24 @@ def show_version_1():
 
 
 def average_by_matrix(x):
-    """Version 2: x (B, T, C) -> steps; the same result (B, T, C) without a loop."""
+    """Version 2: x (B, T, C) -> the same (B, T, C), without a loop."""
     T = x.shape[1]
     ones = torch.ones(T, T).tril()                            # (T, T)
     weights = ones / ones.sum(dim=1, keepdim=True)            # (T, T) / (T, 1) -> (T, T)
-    result = weights @ x                                      # (T, T) @ (B, T, C) -> (B, T, C)
-    return {"ones": ones, "weights": weights, "result": result}
+    return weights @ x                                        # (T, T) @ (B, T, C) -> (B, T, C)
 
 
 def show_version_2():
-    x = example()
-    steps = average_by_matrix(x)
-    show(steps, steps["weights"], CHANNELS)
-    show_equal("versions 1 and 2", average_by_loop(x)["result"], steps["result"])
-    print("The triangle is the rule that nobody sees the future.")
+    weights = weights_behind(average_by_matrix, 4)
+    print("For four tokens, the triangle (the rule that nobody sees the future), and each\n"
+          f"of its rows divided by its sum:\n\n{(weights > 0).float()}\n\n{weights}\n")
+    show_equal("versions 1 and 2", average_by_loop(example()), average_by_matrix(example()))
 
 
 def show_equal(names, a, b):
     """Print by how much two tensors differ. Raises AssertionError if it is more than rounding."""
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    difference = (a - b).abs().max()
-    print(f"\nThe results of {names} differ by at most {difference:.0e}: the same numbers.")
+    print(f"{names}: the same numbers, within {(a - b).abs().max():.0e}")
 
 
 # %% 5. Version 3: softmax over a mask
@@ -270,27 +248,23 @@ def show_equal(names, a, b):
 
 
 def average_by_softmax(x):
-    """Version 3: x (B, T, C) -> steps; the same result (B, T, C) with weights made from scores.
-
-    >>> F.softmax(torch.tensor([0.0, 0.0, -math.inf]), dim=-1)      # two tokens, and the future
-    tensor([0.5000, 0.5000, 0.0000])
-    """
+    """Version 3: x (B, T, C) -> the same (B, T, C), with weights made from scores."""
     T = x.shape[1]
     scores = torch.zeros(T, T)                                # (T, T): all matter alike
     future = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)    # (T, T): True where s > t
-    masked = scores.masked_fill(future, -math.inf)            # (T, T)
-    weights = F.softmax(masked, dim=-1)                       # (T, T): each row sums to 1
-    result = weights @ x                                      # (T, T) @ (B, T, C) -> (B, T, C)
-    return {"scores": scores, "masked": masked, "weights": weights, "result": result}
+    scores = scores.masked_fill(future, -math.inf)            # (T, T)
+    weights = F.softmax(scores, dim=-1)                       # (T, T): each row sums to 1
+    return weights @ x                                        # (T, T) @ (B, T, C) -> (B, T, C)
 
 
 def show_version_3():
-    x = example()
-    steps = average_by_softmax(x)
-    show(steps, steps["weights"], CHANNELS)
-    show_equal("versions 2 and 3", average_by_matrix(x)["result"], steps["result"])
-    row = "  ".join(f"{score:.0f}" for score in steps["masked"][2].tolist())
-    print(f"The third token sees three. The row of its scores, after the mask:\n    {row}")
+    print("How the third of five tokens, which sees three, gets its weights. First all\n"
+          "scores are 0. Then, to see what comes next, as if one of them were 1.\n")
+    for score in (0.0, 1.0):
+        scores = torch.tensor([0.0, score, 0.0, 0.0, 0.0])    # (T,)
+        masked = scores.masked_fill(torch.arange(5) > 2, -math.inf)     # (T,)
+        print(f"scores   {scores}\nmasked   {masked}\nweights  {F.softmax(masked, dim=-1)}\n")
+    show_equal("versions 2 and 3", average_by_matrix(example()), average_by_softmax(example()))
 
 
 # %% 6. Version 4: self-attention
@@ -312,31 +286,29 @@ def show_version_3():
 # find a book by its title, but it is the text that you take home.
 
 
-def self_attention(x, w_query, w_key, w_value, causal=True):
-    """Version 4: x (B, T, C) and three matrices (C, hs) -> steps; the result is (B, T, hs).
+def attention_weights(q, k):
+    """Who looks at whom: queries and keys (..., T, hs) -> weights (..., T, T)."""
+    T, hs = q.shape[-2:]
+    scores = q @ k.transpose(-2, -1) / math.sqrt(hs)          # (..., T, hs) -> (..., T, T)
+    future = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)    # (T, T)
+    scores = scores.masked_fill(future, -math.inf)            # (..., T, T)
+    return F.softmax(scores, dim=-1)                          # (..., T, T): each row sums to 1
 
-    causal=False leaves out the mask. Chapter 8 needs that, to show what goes wrong.
-    """
-    T, hs = x.shape[1], w_query.shape[1]
+
+def self_attention(x, w_query, w_key, w_value):
+    """Version 4, one head: x (B, T, C) and three matrices (C, hs) -> (B, T, hs)."""
     q = x @ w_query                                           # (B, T, C) @ (C, hs) -> (B, T, hs)
     k = x @ w_key                                             # (B, T, C) @ (C, hs) -> (B, T, hs)
     v = x @ w_value                                           # (B, T, C) @ (C, hs) -> (B, T, hs)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(hs)          # (B, T, hs) @ (B, hs, T) -> (B, T, T)
-    future = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)    # (T, T)
-    masked = scores.masked_fill(future, -math.inf) if causal else scores        # (B, T, T)
-    weights = F.softmax(masked, dim=-1)                       # (B, T, T): each row sums to 1
-    result = weights @ v                                      # (B, T, T) @ (B, T, hs) -> (B, T, hs)
-    return {"q": q, "k": k, "v": v, "scores": scores, "masked": masked, "weights": weights,
-            "result": result}
+    weights = attention_weights(q, k)                         # two of (B, T, hs) -> (B, T, T)
+    return weights @ v                                        # (B, T, T) @ (B, T, hs) -> (B, T, hs)
 
 
 # In a GPT the three matrices are learned. Here they are made by hand, so that one can follow. The
 # two numbers of queries and keys stand for (vowels, spaces). A consonant looks for vowels, a vowel
 # looks for spaces, and a space looks for nothing in particular. What is handed over is the place in
-# the alphabet, so that one can see which letters were found, and whether it was a vowel. The tens
-# make scores of about 7 where something is found, so softmax leaves almost nothing to the others.
-
-VALUES = ("alphabet", "vowel")
+# the alphabet, so that one can see which characters were found, and whether it was a vowel. The
+# tens make scores of about 7 where something is found, so softmax leaves almost nothing to others.
 
 
 def hand_made_weights():
@@ -349,196 +321,118 @@ def hand_made_weights():
 
 
 def show_version_4():
-    steps = self_attention(example(), *hand_made_weights())
-    show(steps, steps["weights"][0], VALUES)
-    asks = steps["q"][0, -1].tolist()
-    print(f"\nThe consonants b and r look at the vowels before them, and what they receive\n"
-          f"is nearly the mean of those: for the r, that of o, e and o. (The others keep\n"
-          f"about a thousandth each.) The t sees only itself. The first o looks for a\n"
-          f"space, and there is none before it; weights must sum to 1, so they are equal.\n"
-          f"A space has a query of zeros, so its scores are all 0: its row is version 3.\n"
-          f"How the last row came about, for {EXAMPLE[0][-1]!r} with q = {asks}:\n")
-    print("    looks at    k             q @ k / sqrt(2)    weight    v")
-    for s, character in enumerate(EXAMPLE[0]):
-        key, value = steps["k"][0, s].tolist(), steps["v"][0, s].tolist()
-        print(f"    {label(character):<12}{key!s:<14}{steps['scores'][0, -1, s]:>15.2f}"
-              f"{steps['weights'][0, -1, s]:>10.3f}    {value}")
+    x, matrices = example(), hand_made_weights()
+    q, k, v = (x @ matrix for matrix in matrices)             # (B, T, C) -> three of (B, T, hs)
+    weights = attention_weights(q, k)                         # (B, T, T)
+    show(weights[0], self_attention(x, *matrices)[0], ("alphabet", "vowel"))
+    print("\nThe consonants b and r look at the vowels before them, and what they receive\n"
+          "is nearly the mean of those: for the r, that of o, e and o. (The others keep\n"
+          "about a thousandth each.) The e and the second o have found spaces, the 27. The\n"
+          "first o finds none, and the t sees only itself: weights must sum to 1, so they\n"
+          "go to what there is. A space asks with zeros, so its scores are 0: version 3.\n"
+          f"How the last row came about, for the r with q = {q[0, -1].tolist()}:\n")
+    scores = q[0, -1] @ k[0].T / math.sqrt(2)                 # (hs,) @ (hs, T) -> (T,)
+    rows = zip(EXAMPLE[0], k[0].tolist(), scores.tolist(), weights[0, -1].tolist(), v[0].tolist())
+    print_table("looks_at k score weight v", [
+        (cell(character, 1), key, f"{score:.2f}", f"{weight:.3f}", value)
+        for character, key, score, weight, value in rows])
     print(f"\nThe same matrices, another text: {EXAMPLE[1]!r}. In versions 1 to 3 the picture\n"
-          f"would be as before. Here it is not, for the weights depend on the content.\n")
-    print(picture(steps["weights"][1], EXAMPLE[1]))
+          f"would be as before. Here it is not, for the weights depend on the content.\n\n"
+          f"{picture(weights[1], EXAMPLE[1])}")
 
 
-# %% 7. A tiny model
-# To learn what the four are worth, we need a language model to put them into. This is the smallest
-# one that makes sense: it has the outer parts of the GPT in gpt.py, and inside, in place of all the
-# blocks, one mixer. The mixer takes x (B, T, C) and returns (B, T, C), and it is the only place
-# where a token can learn of others. As in a GPT, what it finds is added to x, so a token does not
-# forget what it is itself.
+# %% 7. Several heads
+# In one head a token has one row of weights, so it receives one mean. What if it needs two things?
+# Say each token is a number, and wanted is this number minus the one before. One head cannot tell,
+# whatever its weights and values, and whatever matrix (or constant) works on what it finds:
+#
+#   - After 5 5, any mean of the two values is v(5), and the matrix must make 0 of it. In the same
+#     way, it must make 0 of v(20).
+#   - After 5 20 it receives a mean of v(5) and v(20), and of a mean, a matrix makes the same mean
+#     of what it makes of the two: of 0 and 0. But wanted is 15.
+#
+# Two heads bring one number each, and the matrix that joins them subtracts. (A feed-forward network
+# can bend, so it could make more of the one mean, if it can untangle it.)
 
 
-class TinyLanguageModel(nn.Module):
-    """Embedding, positions, one mixer, output head: `logits, loss = model(idx, targets)`."""
-
-    def __init__(self, mixer, config):
-        super().__init__()
-        self.vocab_size, self.block_size = config.vocab_size, config.block_size
-        self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.position_embedding = nn.Parameter(sinusoids(config))
-        self.mixer = mixer
-        self.head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-
-    def embed(self, idx):
-        """idx (B, T) -> x (B, T, C): what each token is, and where it stands."""
-        places = self.position_embedding[:idx.shape[1]]       # (block_size, C) -> (T, C)
-        return self.token_embedding(idx) + places             # (B, T, C) + (T, C) -> (B, T, C)
-
-    def forward(self, idx, targets=None):
-        """idx, targets (B, T) int64 -> logits (B, T, V) and the loss (), None without targets."""
-        x = self.embed(idx)                                   # (B, T) -> (B, T, C)
-        x = x + self.mixer(x)                                 # (B, T, C)
-        logits = self.head(x)                                 # (B, T, C) -> (B, T, V)
-        return logits, None if targets is None else next_token_loss(logits, targets)
+def why_several_heads():
+    """Print what the best matrix and constant make of one head's mean, and what two heads give."""
+    pasts = torch.tensor([[5.0, 5.0], [20.0, 20.0], [5.0, 20.0], [20.0, 5.0]])      # (4, 2 tokens)
+    two_heads = pasts @ torch.eye(2)                          # each has all weight on one of them
+    wanted = two_heads @ torch.tensor([-1.0, 1.0])            # joined: (4, 2) @ (2,) -> (4,)
+    rows = [("two heads", *wanted.tolist())]
+    for weights in ([0.5, 0.5], [0.25, 0.75], [0.0, 1.0]):
+        mean = pasts @ torch.tensor(weights)                  # (4, 2) @ (2,) -> (4,)
+        inputs = torch.stack((mean, torch.ones(4)), dim=1)    # two of (4,) -> (4, 2)
+        best = torch.linalg.lstsq(inputs, wanted[:, None]).solution[:, 0]       # (2,)
+        rows.append((f"one head, weights {weights}", *(inputs @ best).tolist()))        # (4,)
+    print("Wanted is the second number minus the first. Two heads give it; one, at best:\n")
+    print_table("numbers 5,5 20,20 5,20 20,5",
+                [(name, *(f"{number + 0.0:.1f}" for number in row)) for name, *row in rows])
+    print("\nOther weights are no better: for 5,20 one head gives a mean of what it gives\n"
+          "for 5,5 and 20,20, so for one of the three it is off by 7.5 or more.\n")
 
 
-# Two mixers. To be fair, the averages have values, too: the mean is taken of x @ w_value. So the
-# only thing that differs is where the weights come from.
+def several_heads(x, w_query, w_key, w_value, n_head):
+    """Version 4 with n_head heads: x (B, T, C) and three matrices (C, C) -> (B, T, C).
+
+    Each head has hs = C / nh, so all heads together cost as much as a wide one: q, k and v are made
+    as before, and cut into heads. Reshape keeps all numbers in their order and cuts them into rows
+    of another length; it is not a transpose. Transpose then puts nh beside B. As products work on
+    the last two dimensions, each head gathers by itself. The way back is the same, reversed.
+
+    >>> torch.arange(6).reshape(2, 3)               # 6 channels become 2 heads of 3
+    tensor([[0, 1, 2],
+            [3, 4, 5]])
+    """
+    B, T, C = x.shape
+    q, k, v = ((x @ matrix)                                   # (B, T, C) @ (C, C) -> (B, T, C)
+               .reshape(B, T, n_head, C // n_head)            # (B, T, C) -> (B, T, nh, hs)
+               .transpose(1, 2)                               # (B, T, nh, hs) -> (B, nh, T, hs)
+               for matrix in (w_query, w_key, w_value))
+    found = attention_weights(q, k) @ v                       # (B, nh, T, T) @ v -> (B, nh, T, hs)
+    return found.transpose(1, 2).reshape(B, T, C)             # (B, nh, T, hs) -> (B, T, C)
 
 
-def matrix(n_embd):
-    """A matrix (C, C) to learn. Random at first, of a size that leaves the size of x as it is."""
-    return nn.Parameter(torch.randn(n_embd, n_embd) / math.sqrt(n_embd))
+@torch.no_grad()
+def same_as_in_gpt():
+    """Compare with one_head and CausalSelfAttention of gpt.py.
 
-
-class Average(nn.Module):
-    """Version 1, 2 or 3 as a mixer: (B, T, C) -> (B, T, C)."""
-
-    def __init__(self, version, n_embd):
-        super().__init__()
-        self.version, self.w_value = version, matrix(n_embd)
-
-    def forward(self, x):
-        return self.version(x @ self.w_value)["result"]       # (B, T, C) -> (B, T, C)
-
-
-class Attention(nn.Module):
-    """Version 4 as a mixer, a single head with hs = C: (B, T, C) -> (B, T, C)."""
-
-    def __init__(self, n_embd, causal=True):
-        super().__init__()
-        self.causal = causal
-        self.w_query, self.w_key, self.w_value = matrix(n_embd), matrix(n_embd), matrix(n_embd)
-
-    def steps(self, x):
-        return self_attention(x, self.w_query, self.w_key, self.w_value, self.causal)
-
-    def forward(self, x):
-        return self.steps(x)["result"]                        # (B, T, C) -> (B, T, C)
-
-
-# Small, so that a training takes seconds: a context of 32, 64 channels. A model of one layer bears
-# a high learning rate.
-
-TINY = {"block_size": 32, "n_embd": 64, "n_head": 4, "bias": False,
-        "batch_size": 32, "max_steps": 2000, "eval_interval": 2000, "learning_rate": 1e-2}
-
-
-def train_tiny(make_mixer, train_data, val_data, config):
-    """(model, seconds): a TinyLanguageModel with the mixer that make_mixer() returns, trained."""
-    torch.manual_seed(config.seed)
-    model = TinyLanguageModel(make_mixer(), config)
-    report = Report(build_optimizer(model, config))
-    train_and_show(model, train_data, val_data, config, report)
-    return model, report.seconds
+    There, one matrix makes q, k and v, one more joins what the heads have found, and a function of
+    PyTorch does what is between: the same without keeping the (T, T) weights, and faster.
+    """
+    torch.manual_seed(0)
+    attention = CausalSelfAttention(Config(n_embd=16, n_head=4, bias=False))
+    x, matrices = torch.randn(2, 8, 16), attention.qkv.weight.T.chunk(3, dim=1)     # three (C, C)
+    show_equal("version 4 and one_head", self_attention(x, *matrices), one_head(x, *matrices))
+    show_equal("several_heads, joined, and CausalSelfAttention",
+               attention.proj(several_heads(x, *matrices, n_head=4)), attention(x, torch.arange(8)))
 
 
 # %% 8. Questions
 # Why divide by sqrt(hs)? A dot product adds hs products. If these are independent, with mean 0
 # and variance 1, their sum has the variance hs. Softmax of such large scores puts nearly all
-# weight on one token, before anything is learned. And then it hardly learns: if a score rises by
-# a little d, its weight w rises by d * w * (1 - w), which is nearly 0 for a w near 0 or 1. To
-# divide by sqrt(hs) divides the variance by hs: then it is 1 for any head size.
+# weight on one token, before anything is learned. And then little is learned: if a score rises by
+# a little d, its weight w rises by d * w * (1 - w), nearly 0 for a w near 0 or 1, so the gradient
+# hardly reaches the scores. To divide by sqrt(hs) divides the variance by hs: then it is 1 for any
+# head size. (Scores of 7, as by hand in chapter 6, are fine once it is learned where to look.)
 
 
 def why_scale():
     """Random queries and keys of several sizes; print what softmax makes of their dot products."""
     torch.manual_seed(0)
-    samples, T = 1000, 8
-    print("              variance of scores    largest of 8 weights  its slope w * (1-w)")
-    print("head size       raw     scaled         raw     scaled         raw     scaled")
+    rows = []
     for hs in (4, 16, 64, 256):
-        q, k = torch.randn(samples, 1, hs), torch.randn(samples, T, hs)
-        raw = q @ k.transpose(-2, -1)       # (samples, 1, hs) @ (samples, hs, T) -> (samples, 1, T)
-        scaled = raw / math.sqrt(hs)
-        w_raw, w_scaled = (F.softmax(scores, dim=-1).amax(dim=-1) for scores in (raw, scaled))
-        slope_raw, slope_scaled = ((w * (1 - w)).mean() for w in (w_raw, w_scaled))
-        print(f"{hs:>9}  {raw.var():>8.1f}  {scaled.var():>9.2f}    {w_raw.mean():>8.2f}  "
-              f"{w_scaled.mean():>9.2f}    {slope_raw:>8.3f}  {slope_scaled:>9.3f}")
-    print("Without the scale, a wide head all but picks one token, by chance, and the\n"
-          "slope fades. With it, the head size changes almost nothing.")
-
-
-# Why the mask? Train without it and look. In training the model is shown whole pieces, so the
-# token to predict stands one place to the right. A head that may look there finds it, by the
-# positions that chapter 7 has added, and the loss falls to nearly nothing. But the model has
-# learned to copy, not to predict: when it writes, there is nothing to the right.
-
-
-def why_mask(train_data, val_data, config):
-    """Train the tiny model with version 4 and no mask, then put the mask back."""
-    config = replace(config, max_steps=500, eval_interval=250)
-    print("Training without the mask:")
-    make_mixer = partial(Attention, config.n_embd, causal=False)
-    model, _ = train_tiny(make_mixer, train_data, val_data, config)
-    piece = val_data[:config.block_size + 1]                            # (T+1,)
-    x, y = piece[None, :-1], piece[1:]                                  # (1, T), (T,)
-    with torch.no_grad():
-        losses = F.cross_entropy(model(x)[0][0], y, reduction="none")   # (T, V), (T,) -> (T,)
-        weights = model.mixer.steps(model.embed(x))["weights"][0]       # (1, T, T) -> (T, T)
-    model.mixer.causal = True
-    honest = evaluate(model, val_data)
-    to_next, seen, last = weights.diagonal(1).mean(), losses[:-1].mean(), losses[-1]
-    print(f"In the first piece of the validation split, {to_next:.0%} of the weight goes to\n"
-          f"the next token. The mean loss is {seen:.3f} at all places but the last, and\n"
-          f"{last:.2f} at the last, which has no next token to look at.\n"
-          f"The same model with the mask put back, as if it had to write: {honest:.2f}.\n"
-          f"To give all {config.vocab_size} tokens the same probability costs "
-          f"{math.log(config.vocab_size):.2f}.")
-
-
-# Why several heads? In one head, a token has one row of weights. If it needs two things, it gets a
-# mixture of both, and from a mixture one cannot tell for sure what was in it. Two heads bring two
-# results, side by side. Each has hs = C / nh channels, so all heads together cost about as much as
-# one wide head. Chapter 9 measures what they are worth, with the matrix that joins their results.
-
-
-def why_several_heads():
-    """Two pasts that a head with equal weights cannot tell apart, and two heads can."""
-    pasts = torch.tensor([[5.0, 25.0], [10.0, 20.0]])         # (2 pasts, 2 tokens): a value each
-    half_each = torch.tensor([0.5, 0.5])                      # one head: half of its weight on each
-    one_each = torch.eye(2)                                   # (2 heads, 2 tokens)
-    print("values of the past    one head receives    two heads receive")
-    for past in pasts:
-        print(f"{str(past.tolist()):<21} {half_each @ past:<20.0f} {(one_each @ past).tolist()}")
-
-
-# PyTorch has version 4 in one function, which is what gpt.py uses. It computes the same without
-# keeping the (T, T) weights, and faster. And `one_head` in gpt.py is version 4 as well, line by
-# line; only, the weights are called shares there.
-
-
-def same_as_pytorch():
-    """Compare version 4 with the fused function and with gpt.py's one_head."""
-    torch.manual_seed(0)
-    x, (w_query, w_key, w_value) = torch.randn(2, 8, 16), torch.randn(3, 16, 4) / 4
-    steps = self_attention(x, w_query, w_key, w_value)
-    q, k, v = steps["q"], steps["k"], steps["v"]
-    others = {"F.scaled_dot_product_attention":
-                  F.scaled_dot_product_attention(q, k, v, is_causal=True),      # (B, T, hs)
-              "one_head in gpt.py": one_head(x, w_query, w_key, w_value)}       # (B, T, hs)
-    for name, other in others.items():
-        torch.testing.assert_close(other, steps["result"], atol=1e-6, rtol=0)
-        difference = (other - steps["result"]).abs().max()
-        print(f"{name:<31} differs from version 4 by at most {difference:.0e}")
+        q, k = torch.randn(1000, 1, hs), torch.randn(1000, 8, hs)       # 1000 samples, T = 8
+        for divided_by, scale in (("1", 1), ("sqrt(hs)", math.sqrt(hs))):
+            scores = q @ k.transpose(-2, -1) / scale          # (1000, 1, hs) -> (1000, 1, 8)
+            w = F.softmax(scores, dim=-1).amax(dim=-1)        # (1000, 1, 8) -> (1000, 1)
+            numbers = scores.var(), w.mean(), (w * (1 - w)).mean()
+            rows.append((hs, divided_by, *(f"{number:.2f}" for number in numbers)))
+    print_table("head_size divided_by variance largest_of_8_weights slope_w*(1-w)", rows)
+    print("\nUndivided, a wide head all but picks one token, by chance, and hardly learns to\n"
+          "pick another, as its slope is small. Divided, the head size hardly matters. (To\n"
+          "pick one, as by hand in chapter 6, is fine once it is learned which.)\n")
 
 
 # Does attention know the order of the tokens? The score of two tokens depends on what they are, not
@@ -549,238 +443,354 @@ def same_as_pytorch():
 def why_positions():
     """Shuffle the past of the last token; print what it receives, without and with positions."""
     torch.manual_seed(0)
-    T, C, hs = 8, 16, 3
-    table = torch.randn(128, C)                               # a row for each character
-    w_query, w_key, w_value = torch.randn(3, C, hs) / math.sqrt(C)  # (3, C, hs) -> three of (C, hs)
-    clocks = sinusoids(Config(block_size=T, n_embd=C))        # (T, C)
-    for title, positions in (("without", torch.zeros(T, C)), ("with", clocks)):
-        print(f"What the r receives, {title} positions:")
-        for text in (EXAMPLE[0], "eo bt or"):
-            x = table[[ord(character) for character in text]][None]     # (1, T, C)
-            steps = self_attention(x + positions, w_query, w_key, w_value)
-            received = "  ".join(f"{number:>7.4f}" for number in steps["result"][0, -1].tolist())
-            print(f"    in {text!r}    {received}")
+    x, matrices = torch.randn(1, 8, 16), torch.randn(3, 16, 3) / 4      # three of (C, hs)
+    shuffled = x[:, [4, 0, 6, 2, 5, 1, 3, 7]]                 # (B, T, C); the last one stays
+    clocks = sinusoids(Config(block_size=8, n_embd=16))       # (T, C), the positions of gpt.py
+    for title, places in (("without", 0 * clocks), ("with", clocks)):
+        print(f"What the last token receives, {title} positions:")
+        for order, tokens in (("in order", x), ("shuffled", shuffled)):
+            received = self_attention(tokens + places, *matrices)[0, -1]        # (hs,)
+            print(f"    {order}  " + "  ".join(f"{number:>7.4f}" for number in received))
 
 
-# %% 9. The comparison
-# Now the same tiny model, trained on the same text with the same seed and number of steps, with
-# each version as its mixer, and with none. None means that a token receives its own value and
-# nothing of others. Beside it, the bigram of gpt.py, which knows of no other token either.
+# %% 9. A model
+# To learn what attention is worth, we need a language model around it, and four words for that:
 #
-# What to expect: versions 1 to 3 are the same computation, so their losses must agree. An average
-# tells which characters there were, but neither in which order nor which of them matters now.
-# Self-attention can learn to ask. The last row is the class of gpt.py: four heads in place of one,
-# and a matrix that mixes what they have found.
+#     embedding   the C numbers that describe a token at first: its row in a table that is learned
+#     logits      what comes out for each token: V scores, one for each token that may come next,
+#                 of which softmax makes probabilities
+#     lm_head     the matrix (C, V) that makes the logits: the head of the model, its top. It has
+#                 nothing but the word in common with the heads of attention
+#     loss        -ln(the probability that was given to the token that came), the mean of all places
+#
+# The unit of the loss is the nat; ln(2) = 0.69 nats are one bit. exp(loss) is the perplexity: the
+# model is as unsure as among so many tokens that are equally likely.
+#
+# The model is the GPT of gpt.py, from which `build` takes out what a row of the ladder does not
+# have yet. The rows in their order; each has the parts of all rows up to it:
+
+ROWS = {
+    "uniform": "all characters are equally likely",
+    "frequencies alone": "how often does each occur, whatever came before?",
+    "bigram": "what comes after this character? embedding and lm_head, no more",
+    "average of the past": "in place of this character, the mean of all so far: version 3",
+    "one head, no positions": "a mean with weights that depend on the content: version 4",
+    "+ positions": "it can also ask where a character stands",
+    "four heads": "in place of one, each with a quarter of the channels",
+    "+ joining matrix": "mixes what the four have found",
+    "+ feed-forward": "a small network works on what was gathered; this is a block",
+    "three such blocks": "one on top of the other, each sees only what the last one made",
+    "+ residuals": "each half of a block adds to what it gets, and no longer replaces it",
+    "+ LayerNorm": "brings what a block reads to one size; now it is the GPT of gpt.py",
+    "+ head start": "the same parts, with the first weights that gpt.py chooses",
+    "control: wide bigram": "the bigram, with 16 times the channels; gain over the bigram",
+    "control: wide block": "up to + feed-forward, with 7/4 of the channels; gain over that row",
+}
+FIRST_ROWS = list(ROWS)[:7]         # those that learn in seconds
+WIDE = {"control: wide bigram": ("bigram", 16), "control: wide block": ("+ feed-forward", 7 / 4)}
 
 
-def no_mixing(x):
-    """Each token keeps to itself: x (B, T, C) -> steps."""
-    return {"result": x}
+class PlainBlock(Block):
+    """A block without residuals: each half replaces x (B, T, C)."""
+
+    def forward(self, x, positions, cache=None):
+        return self.feed_forward(self.norm_2(self.attention(self.norm_1(x), positions)))
 
 
-class ManyHeads(CausalSelfAttention):
-    """The class of gpt.py as a mixer: (B, T, C) -> (B, T, C)."""
+class Average(nn.Linear):
+    """Version 3 in the place of attention, of values that are learned: (B, T, C) -> (B, T, C)."""
 
-    def forward(self, x):
-        return super().forward(x, positions=torch.arange(x.shape[1]))      # (B, T, C) -> (B, T, C)
-
-
-def compare(train_data, val_data, config):
-    """Train the tiny model with each mixer -> (rows for print_results, the model of version 4)."""
-    C = config.n_embd
-    mixers = {"none": partial(Average, no_mixing, C),
-              "1 loop": partial(Average, average_by_loop, C),
-              "2 matrix product": partial(Average, average_by_matrix, C),
-              "3 softmax": partial(Average, average_by_softmax, C),
-              "4 self-attention": partial(Attention, C),
-              "4, with 4 heads": partial(ManyHeads, config)}
-    print("bigram")
-    bigram, seconds = train_bigram(train_data, val_data, config)
-    rows, models = [("bigram", count_parameters(bigram), evaluate(bigram, val_data), seconds)], {}
-    for name, make_mixer in mixers.items():
-        print(f"\n{name}")
-        model, seconds = train_tiny(make_mixer, train_data, val_data, config)
-        rows.append((name, count_parameters(model), evaluate(model, val_data), seconds))
-        models[name] = model
-    return rows, models["4 self-attention"]
+    def forward(self, x, positions, cache=None):
+        return average_by_softmax(super().forward(x))         # (B, T, C) -> (B, T, C)
 
 
-def show_comparison(train_data, val_data, config, tokenizer):
-    rows, model = compare(train_data, val_data, config)
-    losses = {name: loss for name, _, loss, _ in rows}
-    averages = [losses[name] for name in ("1 loop", "2 matrix product", "3 softmax")]
-    spread, gain = max(averages) - min(averages), min(averages) - losses["4 self-attention"]
-    print()
-    print_results(rows)
-    print(f"\nThe losses of versions 1, 2 and 3 differ by at most {spread:.0e}.\nSelf-attention is "
-          f"{abs(gain):.2f} nats per token {'ahead of' if gain > 0 else 'behind'} them.")
+def build(row, config):
+    """The untrained model of a row, from the bigram on: `logits, loss = model(idx, targets)`."""
+    if row in WIDE:
+        row, times = WIDE[row]
+        config = replace(config, n_embd=int(times * config.n_embd))
+    parts = list(ROWS)[:list(ROWS).index(row) + 1]
+    config = replace(config, n_head=config.n_head if "four heads" in parts else 1,
+                     n_layer=config.n_layer if "three such blocks" in parts else 1)
+    torch.manual_seed(config.seed)
+    model = GPT(config)
+    if "+ head start" in parts:
+        return model                                          # nothing is missing
+    if "average of the past" not in parts:
+        model.blocks = nn.ModuleList()
+    elif "+ residuals" not in parts:
+        model.blocks = nn.ModuleList([PlainBlock(config) for _ in model.blocks])
+    if "+ LayerNorm" not in parts:
+        model.norm = nn.Identity()                            # hands on what it gets
+    for block in model.blocks:
+        if "+ LayerNorm" not in parts:
+            block.norm_1 = block.norm_2 = nn.Identity()
+        if "+ feed-forward" not in parts:
+            block.feed_forward = nn.Identity()
+        if "+ joining matrix" not in parts:
+            block.attention.proj = nn.Identity()
+        if "one head, no positions" not in parts:
+            block.attention = Average(config.n_embd, config.n_embd, bias=config.bias)
+    plain_weights(model, "+ positions" in parts)
+    return model
 
-    idx = val_data[None, :24]                                 # (1, T)
-    text = tokenizer.decode(idx[0].tolist())
-    with torch.no_grad():
-        weights = model.mixer.steps(model.embed(idx))["weights"][0]     # (1, T, T) -> (T, T)
-    print("\nWhat the trained head of version 4 looks at, where the validation split begins:\n")
-    print(picture(weights, text))
-    print(f"\n{in_words(weights)}")
+
+@torch.no_grad()
+def plain_weights(model, has_positions):
+    """Give a model its first weights. Positions that it does not have are zero and stay so.
+
+    In gpt.py each half of a block at first ends in a matrix of zeros. It may, as it adds to x; a
+    block that replaces x would let nothing through. So all rows but the last begin more plainly:
+    embeddings have size 1, and matrices of n inputs 1/sqrt(n), which keeps the size of x.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    nn.init.normal_(model.token_embedding.weight)
+    model.position_embedding.weight.copy_(has_positions * sinusoids(model.config))
+    model.position_embedding.weight.requires_grad_(has_positions)
 
 
-# A picture is for the eye; to compare heads, numbers are better. They leave out the first token,
-# which has no choice.
+# Why the mask? Train without it and look. In training the model is shown whole pieces, so the
+# token to predict stands one place to the right. A head that may look there finds it, by the
+# positions, and the loss falls to nearly nothing. But the model has learned to copy, not to
+# predict: when it writes, there is nothing to the right. (To take the mask off, `patch` puts a
+# function of ours, for a while, in the place of PyTorch's.)
+
+
+def why_mask(train_data, val_data, config):
+    """Train one head without a mask, then put the mask back."""
+    config = replace(config, max_steps=300, eval_interval=300, learning_rate=1e-2)
+    model, attention = build("+ positions", config), F.scaled_dot_product_attention
+    with patch.object(F, "scaled_dot_product_attention", lambda q, k, v, **_: attention(q, k, v)):
+        copying = learn(model, train_data, val_data, config, "without a mask")
+    print(f"A model with one head, trained without a mask, predicts the validation split\n"
+          f"with a loss of {copying:.2f}: it looks at the token that it is to predict. With the\n"
+          f"mask put back, as if it had to write, its loss is {evaluate(model, val_data):.2f}. "
+          f"Knowing nothing\nat all costs {math.log(config.vocab_size):.2f}.")
+
+
+def learn(model, train_data, val_data, config, title):
+    """Train a model, and return its loss on the validation split at the end."""
+    for report in train(model, train_data, val_data, config):
+        if report.step % 10 == 0:
+            announce(f"{title}: step {report.step}/{config.max_steps}")
+    announce("")
+    return report.val_loss
+
+
+# %% 10. The ladder
+# One change a row, all else the same: text, steps, batches, learning rate. That rate is half of
+# gpt.py's; with more, three plain blocks hardly learn. Not every row gains, and here is why:
+#
+#   - An average of all characters has forgotten which was the last, and that says most of the next.
+#   - Three blocks that replace what they get are harder to train than one. With residuals, the
+#     gradient reaches each block directly, and what one block has found is there for all above it.
+#   - LayerNorm keeps deep models trainable. In three blocks there is little to keep, and it costs a
+#     bit, after 3,000 steps, too: 1.640, without it 1.615 (one seed, with plain first weights).
+
+LADDER = Config(max_steps=1000, eval_interval=1000, learning_rate=2e-3)
+
+
+def climb(row, train_data, val_data, config):
+    """Train the model of a row -> (the model, its number of parameters, its validation loss)."""
+    if row not in ("uniform", "frequencies alone"):
+        model = build(row, config)
+        val_loss = learn(model, train_data, val_data, config, row)
+        return model, count_parameters(model), val_loss
+    model, parameters = BigramLanguageModel(config.vocab_size), 0       # all zeros: all are alike
+    if row == "frequencies alone":
+        counts = torch.bincount(train_data, minlength=config.vocab_size)        # (N,) -> (V,)
+        model.table.weight.data[:] = (counts + 1).log()       # (V,) -> (V, V); + 1: none is 0
+        parameters = config.vocab_size                        # since all rows are the same
+    return model, parameters, evaluate(model, val_data)
+
+
+def gain(row, losses):
+    """How far its loss is below that of the row above; for a control, of the row that it widens."""
+    rows = list(ROWS)
+    above = WIDE[row][0] if row in WIDE else rows[max(0, rows.index(row) - 1)]
+    return losses[above] - losses[row]
+
+
+def show_ladder(rows, train_data, val_data, tokenizer, config, seeds=1):
+    """Train and print rows -> ({row: mean loss over the seeds}, {row: its last model})."""
+    print(f"Each row changes one thing and keeps all else: text, settings, {config.max_steps:,} "
+          "steps.\nExpected: with each part the loss falls, and the writing gets better.\n\n"
+          "loss         -ln of the probability that it gave to the character that came,\n"
+          "             the mean of the validation split, in nats; 0.69 nats are a bit\n"
+          "±            of several seeds, half of the way from lowest to highest loss\n"
+          "perplexity   exp(loss): it is as unsure as among so many characters\n"
+          "gain         how far the loss is below that of the row above; another order of\n"
+          "             the rows would give other gains\n\n"
+          f"{'':<24}{'parameters':>12}{'loss':>9}{'±':>9}{'perplexity':>12}{'gain':>9}")
+    losses, models, prompt = {}, {}, first_prompt(tokenizer)
+    for row in rows:
+        found = []
+        for seed in range(config.seed, config.seed + seeds):
+            models[row], parameters, loss = climb(row, train_data, val_data,
+                                                  replace(config, seed=seed))
+            found.append(loss)
+        losses[row] = sum(found) / seeds
+        spread = f"{(max(found) - min(found)) / 2:.4f}" if seeds > 1 else "-"
+        written = continue_text(models[row], tokenizer, prompt, 44, config.seed, temperature=0.8,
+                                use_cache=False).removeprefix(prompt)
+        print(f"{row:<24}{parameters:>12,}{losses[row]:>9.4f}{spread:>9}"
+              f"{math.exp(losses[row]):>12.2f}{gain(row, losses):>+9.4f}\n    {ROWS[row]}\n"
+              f"    > {cell(written, 70).replace('␣', ' ').rstrip()}", flush=True)
+    return losses, models
+
+
+def findings(losses):
+    """What stands out in the losses of the rows, in words."""
+    gains = {row: gain(row, losses) for row in losses}
+    told = {row: f"{row} ({gains[row]:+.2f})" for row in losses}
+    parts = [row for row in list(ROWS)[3:12] if row in losses]          # those above the bigram
+    first, second = sorted(parts, key=gains.get, reverse=True)[:2]
+    text = f"The parts that gain most: {told[first]} and {told[second]}."
+    if losing := ", ".join(told[row] for row in parts if gains[row] < 0):
+        text += f" Against expectation, there are rows that lose: {losing}."
+    if WIDE.keys() <= losses.keys():
+        text += (" More channels in place of parts, the controls, come to " +
+                 " and ".join(f"{losses[row]:.2f} ({row[9:]})" for row in WIDE) +
+                 f", and the GPT to {losses['+ head start']:.2f}.")
+    return textwrap.fill(text, 79)
+
+
+# %% 11. Trained heads
+# What do the heads of a model look at? It does not keep its weights of attention. But it asks a
+# function of PyTorch to gather. Put version 4 in the place of that for a while, and keep them.
+
+
+@torch.no_grad()
+def weights_of_all_heads(model, idx):
+    """What a GPT in eval mode that reads idx (B, T) looks at: for each layer, (B, nh, T, T)."""
+    layers = []
+
+    def version_4(q, k, v, **options):                        # (B, nh, T, hs) each
+        layers.append(attention_weights(q, k))                # (B, nh, T, T)
+        return layers[-1] @ v                                 # (B, nh, T, hs)
+
+    with patch.object(F, "scaled_dot_product_attention", version_4):
+        model(idx)
+    return layers
 
 
 def in_words(weights):
-    """Causal weights (T, T), T at least 2, in words: how far back they look, and where they go.
+    """How far back causal weights (T, T) look, and where; the first token, without a choice, apart.
 
     >>> in_words(torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.5, 0.0], [0.5, 0.25, 0.25]]))
-    'looks 0.9 back on average; 38% to the previous character, 50% to the first'
+    'looks 0.9 back on average; 38% to the previous token, 50% to the first'
     """
     places = torch.arange(len(weights))                                 # (T,)
     distance = places[:, None] - places                                 # (T, 1) - (T,) -> (T, T)
     back = (weights * distance)[1:].sum(dim=-1).mean()                  # (T-1, T) -> (T-1,) -> ()
     previous, first = weights.diagonal(-1).mean(), weights[1:, 0].mean()    # (T-1,) -> (), twice
-    return (f"looks {back:.1f} back on average; {previous:.0%} to the previous character, "
+    return (f"looks {back:.1f} back on average; {previous:.0%} to the previous token, "
             f"{first:.0%} to the first")
 
 
-# %% 10. A trained GPT
-# What do the heads of a real model look at? It does not keep the weights of its attention. But a
-# hook, a function that PyTorch calls when a module is used, can catch what goes into each attention
-# module. From that we compute its queries and keys again, and the rest is version 4: the scores,
-# the mask and the softmax.
+def show_heads(model, ids, tokenizer):
+    """Pictures and words of all heads of a model that reads these token ids, at least 2."""
+    print(f"{textwrap.fill(visible(f'It reads {tokenizer.decode(ids)!r}.'), 79)}\n{LEGEND}.\n"
+          "Look for a diagonal (a fixed distance back), for columns (a token that many\n"
+          "look at), and for single dark cells (content: this one matters to that one).\n"
+          "To compare with, a head with equal weights, as in version 3,\n"
+          f"{in_words(weights_behind(average_by_matrix, len(ids)))}.")
+    for i, layer in enumerate(weights_of_all_heads(model, torch.tensor([ids])), start=1):
+        for j, weights in enumerate(layer[0], start=1):       # (nh, T, T), one (T, T) at a time
+            heading(f"Layer {i}, head {j}")
+            print(picture(weights, [tokenizer.decode([token]) for token in ids]))
+            print(f"\nIt {in_words(weights)}.")
 
 
-def attention_weights(attention, x, positions):
-    """The weights (B, nh, T, T) in a CausalSelfAttention for x (B, T, C) at positions (T,)."""
-    config, (B, T, C) = attention.config, x.shape
-    hs = C // config.n_head
-    q, k, _ = attention.qkv(x).split(C, dim=-1)               # (B, T, C) -> three of (B, T, C)
-    q = q.view(B, T, config.n_head, hs).transpose(1, 2)       # (B, T, C) -> (B, nh, T, hs)
-    k = k.view(B, T, config.n_head, hs).transpose(1, 2)       # (B, T, C) -> (B, nh, T, hs)
-    if config.position == "rotary":
-        q, k = rotate(q, positions, config), rotate(k, positions, config)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(hs)          # both of them -> (B, nh, T, T)
-    future = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)    # (T, T)
-    return F.softmax(scores.masked_fill(future, -math.inf), dim=-1)     # (B, nh, T, T)
-
-
-@torch.no_grad()
-def weights_of_all_heads(model, idx):
-    """The attention of a GPT that reads idx (B, T): for each layer, weights (B, nh, T, T)."""
-    layers = []
-
-    def catch(attention, inputs):                             # inputs: x, positions and a cache
-        layers.append(attention_weights(attention, *inputs[:2]))
-
-    hooks = [block.attention.register_forward_pre_hook(catch) for block in model.blocks]
-    was_training = model.training
-    model.eval()                                              # without dropout
+def default_prompt(model, tokenizer, most):
+    """The ids of ROMEO, `most` of them. A model that lacks its characters writes a text of its own:
+    there its heads look at what they know."""
+    romeo = "ROMEO:\nBut soft"
     try:
-        model(idx)
-    finally:
-        model.train(was_training)
-        for hook in hooks:
-            hook.remove()
-    return layers
-
-
-ROMEO = "ROMEO:\nBut soft"
-
-
-def default_prompt(model, tokenizer):
-    """ROMEO, or what fits of it into the context. A model that lacks its characters writes a text
-    of its own: there its heads look at what they know."""
-    length = min(len(ROMEO), model.block_size)
-    if set(ROMEO[:length]) <= set(tokenizer.characters):
-        return ROMEO[:length]
-    return continue_text(model, tokenizer, first_prompt(tokenizer), length - 1, temperature=0.8)
-
-
-MOST = 36                                                     # cells that fit into 80 columns
+        return tokenizer.encode(romeo)[:most]
+    except UserError:
+        length = min(most, len(romeo)) - 1                    # and one of the prompt
+        return tokenizer.encode(continue_text(model, tokenizer, first_prompt(tokenizer), length))
 
 
 def show_model(path, prompt=None):
-    """Each head of each layer of the model at `path`, as it reads `prompt`.
+    """The heads of the model at `path`, as it reads `prompt`.
 
-    Raises UserError for a prompt that the model cannot read, or of less than 2 characters, and for
-    a model whose tokens are not characters, or that looks at no more than one.
+    Raises UserError for a prompt of less than 2 tokens, or of more than fit, and for a model that
+    looks at no more than one token.
     """
-    model, tokenizer = load_checkpoint(path)
-    check(model.config.tokenizer == "char", f"{path} reads pieces of words; the pictures are of "
-                                            f"models that read characters")
-    check(model.block_size > 1, f"{path} looks at one character at a time, so there is no past")
-    prompt = default_prompt(model, tokenizer) if prompt is None else prompt
-    check(len(prompt) > 1, f"the prompt must have at least 2 characters, not {len(prompt)}: the "
-                           f"first has only itself to look at")
-    check(len(prompt) <= model.block_size, f"the prompt has {len(prompt)} characters; this model "
-                                           f"can look at {model.block_size} at most")
-    idx = torch.tensor([tokenizer.encode(prompt)])            # (1, T)
-    layers = weights_of_all_heads(model, idx)
-    equal = average_by_matrix(idx[:, :, None].float())["weights"]   # (T, T)
-    heading("10. A trained GPT")
-    print(textwrap.fill(visible(f"The model in {path} reads {prompt!r}."), 79))
-    print(f"{LEGEND}.\n"
-          f"Look for a diagonal (a fixed distance back), for columns (a character that many\n"
-          f"look at), and for single dark cells (content: this one matters to that one).\n"
-          f"To compare with, a head with equal weights\n{in_words(equal)}.")
-    if len(prompt) > MOST:
-        print(f"The pictures show the last {MOST} of {len(prompt)} characters; "
-              f"the numbers are of all.")
-    for i, layer in enumerate(layers, start=1):
-        for j, weights in enumerate(layer[0], start=1):       # (nh, T, T), one (T, T) at a time
-            heading(f"Layer {i}, head {j}")
-            print(picture(weights[-MOST:, -MOST:], prompt[-MOST:]))
-            print(f"\n{in_words(weights)}")
+    model, tokenizer = load_model(path)
+    check(model.block_size > 1, f"{path} looks at one token at a time, so there is no past")
+    most = min(MOST_TOKENS, model.block_size)
+    ids = default_prompt(model, tokenizer, most) if prompt is None else tokenizer.encode(prompt)
+    check(2 <= len(ids) <= most, f"the prompt has {len(ids)} tokens; it needs at least 2, and "
+          f"{most} fit into {'80 columns' if most == MOST_TOKENS else 'the context'}")
+    heading(f"11. Trained heads: {visible(str(path))}")
+    show_heads(model, ids, tokenizer)
 
 
-# %% 11. The run
+# %% 12. The run
 
 
-def run(text, quick=False):
-    """Chapters 1 to 9 in order; quick leaves out chapter 9."""
-    config = Config(**TINY)
+def run(text, quick=False, seeds=None):
+    """All chapters; quick leaves out 10 and 11, and a number of seeds all but 10."""
     tokenizer = build_char_tokenizer(text)
     train_data, val_data = split(torch.tensor(tokenizer.encode(text)))
+    config = replace(LADDER, vocab_size=tokenizer.vocab_size)
     check_range("the number of tokens to train on", len(train_data), config.block_size + 1)
     check_range("the number of tokens to validate with", len(val_data), 2)
-    config = replace(config, vocab_size=tokenizer.vocab_size)
-    for title, chapter in (("1. Tensors", tensor_moves),
-                           ("2. An example", show_example),
-                           ("3. Version 1: a loop", show_version_1),
-                           ("4. Version 2: one matrix product", show_version_2),
-                           ("5. Version 3: softmax over a mask", show_version_3),
-                           ("6. Version 4: self-attention", show_version_4),
-                           ("8. Why divide by sqrt(head size)?", why_scale),
-                           ("8. Why the mask?", partial(why_mask, train_data, val_data, config)),
-                           ("8. Why several heads?", why_several_heads),
-                           ("8. Is this what PyTorch computes?", same_as_pytorch),
-                           ("8. Does attention know the order?", why_positions)):
+    if seeds is not None:
+        heading("10. The ladder: what each part of a GPT is worth")
+        print(f"This takes about {6 * seeds} minutes on two processor cores.\n")
+        losses, _ = show_ladder(list(ROWS), train_data, val_data, tokenizer, config, seeds)
+        print(f"\n{findings(losses)}")
+        return
+    for title, *parts in (("1. Tensors", tensor_moves),
+                          ("2. An example", show_example),
+                          ("3. Version 1: a loop", show_version_1),
+                          ("4. Version 2: one matrix product", show_version_2),
+                          ("5. Version 3: softmax over a mask", show_version_3),
+                          ("6. Version 4: self-attention", show_version_4),
+                          ("7. Several heads", why_several_heads, same_as_in_gpt),
+                          ("8. Why the scale, and why positions?", why_scale, why_positions),
+                          ("9. Why the mask?", partial(why_mask, train_data, val_data, config))):
         heading(title)
-        chapter()
+        for part in parts:
+            part()
     if not quick:
-        heading("9. The comparison")
-        show_comparison(train_data, val_data, config, tokenizer)
+        heading("10. The ladder: its first rows")
+        losses, models = show_ladder(FIRST_ROWS, train_data, val_data, tokenizer, config)
+        print(f"\n{findings(losses)}\nThe other rows come with --ladder.")
+        heading("11. Trained heads: the one of the row with positions")
+        show_heads(models["+ positions"], val_data[:24].tolist(), tokenizer)
 
 
 def command(arguments):
     parser = Parser("attention_toy.py", allow_abbrev=False,
-                    description="Four ways to gather the past, from a loop to self-attention.")
-    parser.add_argument("--quick", action="store_true", help="skip the comparison (a minute)")
+                    description="Four ways to gather the past, and what parts of a GPT are worth.")
+    parser.add_argument("--quick", action="store_true", help="leave out what takes half a minute")
+    parser.add_argument("--ladder", type=int, nargs="?", const=1, metavar="SEEDS",
+                        help="only what each part is worth; about six minutes for a seed")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
     parser.add_argument("--model", metavar="RUN",
                         help="only show what the heads of a kept run look at; its name or path")
-    parser.add_argument("--prompt", help=r"what it reads, \n is a new line; if not given, "
-                                         r"ROMEO:\nBut soft, or a text of its own if it lacks "
-                                         r"these characters")
+    parser.add_argument("--prompt", help=r"what it reads, \n is a new line; else ROMEO:\nBut soft, "
+                                         r"or a text of its own if it lacks these characters")
     options = parser.parse_args(arguments)
-    if options.model is None:
-        check(options.prompt is None,
-              "--prompt is for a trained model; say for which with --model")
-        run(load_text(options.text)[1], options.quick)
-    else:
-        check(not options.quick and options.text is None,
-              "--model only shows that model: it goes without --quick and --text")
+    if options.model is not None:
+        check(not options.quick and options.ladder is None and options.text is None,
+              "--model only shows that model: it goes without --quick, --ladder and --text")
         prompt = options.prompt and options.prompt.replace(r"\n", "\n")
         show_model(find_run(options.model), prompt)
+        return
+    check(options.prompt is None, "--prompt is for a trained model; say for which with --model")
+    check(not options.quick or options.ladder is None, "--quick leaves out what --ladder shows")
+    check(options.ladder is None or options.ladder > 0, "--ladder needs at least 1 seed")
+    run(load_text(options.text)[1], options.quick, options.ladder)
 
 
 if __name__ == "__main__":
