@@ -648,7 +648,7 @@ def test_gpt_depends_on_nothing_here():
 
 def test_a_gpt_2_is_shown_token_by_token(run_toy):
     folder = ROOT / "tests" / "gpt2"
-    code, out, err = run_toy("--model", folder, "--prompt", "the rain in")
+    code, out, err = run_toy("--model", str(folder), "--prompt", "the rain in")
     assert (code, err) == (0, "") and is_plain(out)
     heads = heads_in(out)
     assert len(heads) == 2 * 4                                      # layers and heads
