@@ -19,6 +19,7 @@ is a small change to the real function. If one does what yours does, its sentenc
 import argparse
 import ast
 import contextlib
+import copy
 import functools
 import importlib
 import io
@@ -143,35 +144,39 @@ def _(m):
     return try_average(m.average_by_matrix)
 
 
-WRONG_SIDE = "the mask is on the wrong side: it hides the past and shows the future"
-HIDES_ITSELF = "the mask hides each token from itself; the future begins above the diagonal"
-WRONG_SOFTMAX = "softmax is over the wrong dimension; each row must sum to 1, so dim=-1"
+MASK_MISTAKES = (
+    ("the mask is on the wrong side: it hides the past and shows the future",
+     "triu(diagonal=1)", "tril(diagonal=-1)"),
+    ("the mask hides each token from itself; the future begins above the diagonal",
+     "diagonal=1", "diagonal=0"),
+    ("nan: 0 * -inf is nan; use masked_fill (with a bool mask) or torch.full((T, T), -math.inf)",
+     "diagonal=1", "diagonal=-99"),             # the same comes out if all is hidden
+    ("softmax is over the wrong dimension; each row must sum to 1, so dim=-1", "dim=-1", "dim=-2"))
 
 
 @exercise(
     "attention_toy", "average_by_softmax", """All scores are 0; those of the future become
     -math.inf, and softmax makes the weights. triu(diagonal=1) keeps what is above the diagonal.""",
     ("there is no mask; a score of 0 is no weight of 0, but -math.inf is", "-math.inf", "0.0"),
-    (WRONG_SIDE, "triu(diagonal=1)", "tril(diagonal=-1)"),
-    (HIDES_ITSELF, "diagonal=1", "diagonal=0"),
-    (WRONG_SOFTMAX, "dim=-1", "dim=0"))
+    *MASK_MISTAKES)
 def _(m):
     return try_average(m.average_by_softmax)
 
 
 ATTENTION_MISTAKES = (
     ("there is no mask: each token sees its future", ".masked_fill(future, -math.inf)", ""),
-    (WRONG_SIDE, "triu(diagonal=1)", "tril(diagonal=-1)"),
-    (HIDES_ITSELF, "diagonal=1", "diagonal=0"),
+    *MASK_MISTAKES,
+    ("each row must still sum to 1: mask the scores, not the shares", "F.softmax(",
+     "(lambda s, dim: s)(", ".masked_fill(future, -math.inf)", ".softmax(dim=-1).tril()"),
     ("the scores are not divided by sqrt(hs)", "math.sqrt(", "pow(1, "),
     ("the scores are divided by hs, not by its square root", "math.sqrt(", "float("),
-    (WRONG_SOFTMAX, "dim=-1", "dim=-2"),
-    ("the scores are transposed: row t is what the query of t finds", "q @ k", "k @ q"),
-    ("the keys are handed over; it must be the values", "x @ w_value", "x @ w_key"))
+    ("the scores are divided by sqrt(C), not sqrt(hs)", "sqrt(", "sqrt(x.shape[-1] + 0 * "),
+    ("the scores are multiplied by sqrt(hs), not divided by it", "/ math.sqrt(", "* math.sqrt("),
+    ("the scores are transposed: row t is what the query of t finds", "q @ k", "k @ q"))
 
 
 def try_head(head):
-    for B, T, C, hs in ((1, 3, 2, 2), (2, 5, 4, 3), (3, 1, 4, 4)):
+    for B, T, C, hs in ((1, 3, 4, 2), (2, 5, 4, 3), (3, 1, 4, 4)):
         w_query, w_key, w_value = torch.randn(3, C, hs)
         yield Trial(lambda *, x, w_query, w_key, w_value: result(head(x, w_query, w_key, w_value)),
                     dict(x=torch.randn(B, T, C), w_query=w_query, w_key=w_key, w_value=w_value))
@@ -194,7 +199,6 @@ def _(m):
     ("an unknown character must raise UserError: check for it", "check(not unknown", "check(True"),
     ("unknown characters are left out without a word",
      "check(not unknown", "text = [c for c in text if c in self.ids]; check(True"),
-    ("each character came out once only", "in text]", "in dict.fromkeys(text)]"),
     ("these are the numbers of Unicode; use self.ids", "self.ids[character]", "ord(character)"))
 def _(m):
     for text in ("hello", "", "he hole", "help"):
@@ -205,8 +209,7 @@ def _(m):
     "gpt", "CharTokenizer.decode", """The way back, by self.characters. check_ids(ids,
     self.vocab_size) raises UserError for ids that there are not.""",
     ("an id that there is not must raise UserError, -1 as well", "check_ids(ids,", "(ids,"),
-    ("a list came out; join the characters", '"".join', "list"),
-    ("there is something between the characters", '"".join', '" ".join'))
+    ("a list came out; join the characters", '"".join', "list"))
 def _(m):
     for ids in ([1, 0, 2, 2, 3], [], [4, 4, 1], [0, -1], [5]):
         yield Trial(m.CharTokenizer("ehlo ").decode, {"ids": ids})
@@ -228,8 +231,7 @@ def _(m):
     "gpt", "split", """The first part has int(0.9 * length) tokens, or all but HELD_OUT if that is
     more.""",
     ("the parts are swapped", "text[:n], text[n:]", "text[n:], text[:n]"),
-    ("of a long text, only HELD_OUT is held out", "len(text) - HELD_OUT", "0"),
-    ("a token between the parts is lost", "text[n:]", "text[n + 1:]"))
+    ("of a long text, only HELD_OUT is held out", "len(text) - HELD_OUT", "0"))
 def _(m):
     for text in ("0123456789", list(range(37)), range(2_345_678)):
         yield Trial(m.split, {"text": text})
@@ -239,29 +241,47 @@ def _(m):
     "gpt", "get_batch", """Draw B places where T + 1 tokens begin, with a generator seeded by
     step_seed(step, config). data[places] looks up a whole table (B, T+1) of places at once.""",
     ("the targets are not shifted; they are one token later", "pieces[:, 1:]", "pieces[:, :-1]"),
-    ("inputs and targets are swapped",
-     "pieces[:, :-1], pieces[:, 1:]", "pieces[:, 1:], pieces[:, :-1]"),
     ("the ids must be int64: .long()", ".long()", ""),
     ("each step has the same batch; the seed must depend on it", "step_seed(step,", "step_seed(0,"),
+    ("config.seed has no effect; use step_seed(step, config)", "step_seed(step, config)", "step"),
+    ("config.seed + 1 has the same batches, one step earlier; use step_seed(step, config)",
+     "step_seed(step, config)", "config.seed + step"),
+    ("all rows of a batch begin at the same place; draw B places",
+     "(B, 1), generator=generator)", "(1, 1), generator=generator).expand(B, 1)"),
+    ("the places are not random; draw them with torch.randint", "torch.randint(",
+     "(lambda n, shape, generator: (step * B + torch.arange(B)[:, None]) % n)("),
     ("the last token is in no batch; count again at how many places a row can begin",
      "len(data) - T,", "len(data) - T - 1,"),
-    ("the same step must give the same batch; randint has generator=", ", generator=generator", ""))
+    ("the same step must give the same batch; randint has generator=", ", generator=generator", ""),
+    ("torch.manual_seed changes what all others draw, too; make a torch.Generator() of your own",
+     "torch.Generator().manual_seed", "torch.manual_seed"))
 def _(m):
     def look(data, step, config):
         x, y = m.get_batch(data, step, config)
-        first = torch.stack([m.get_batch(data, step, config)[0][:, 0] for step in range(40)])
+        many = small(batch_size=64, block_size=config.block_size)
+        first = torch.stack([m.get_batch(data, step, many)[0][:, 0] for step in range(12)])
         return {"the shapes of inputs and targets": [list(x.shape), list(y.shape)],
                 "their types": [x.dtype, y.dtype],
                 "the inputs are in a row in data": bool((x.diff(dim=1) == 1).all()),
                 "the targets minus the inputs": y.long() - x.long(),
-                "the same step gives the same batch":
-                    torch.equal(x, m.get_batch(data, step, config)[0]),
-                "other steps give other batches": len(first.unique(dim=0)) > 1,
-                "the first inputs of 40 steps, from to": [first.min().item(), first.max().item()]}
+                "the first inputs, from to": [first.min().item(), first.max().item()]}
+
+    def chance(data, config):
+        before = torch.get_rng_state()
+        steps = torch.stack([m.get_batch(data, step, config)[0][:, 0] for step in range(12)])
+        again = m.get_batch(data, 7, config)[0][:, 0]
+        other = m.get_batch(data, 7, small(seed=config.seed + 1))[0][:, 0]
+        return {"the same step gives the same batch": torch.equal(again, steps[7]),
+                "another config.seed gives another batch": not torch.equal(other, steps[7]),
+                "and not that of the next step": not torch.equal(other, steps[8]),
+                "rows are at random distances": len(steps.diff(dim=1).unique()) > 5,
+                "steps are at random distances": len(steps.diff(dim=0).unique()) > 5,
+                "others draw as before": torch.equal(before, torch.get_rng_state())}
 
     for B, T in ((1, 3), (4, 6)):
         yield Trial(look, dict(data=torch.arange(T + 3, dtype=torch.uint8), step=3,
                                config=small(batch_size=B, block_size=T)))
+    yield Trial(chance, dict(data=torch.arange(250), config=small()))
 
 
 # The bigram.
@@ -273,9 +293,7 @@ def _(m):
     ("the logits are not flattened: F.cross_entropy takes T for the vocabulary",
      ".flatten(0, 1), targets.flatten()", ", targets"),
     ("F.cross_entropy does the softmax itself; give it the logits",
-     "logits.flatten(0, 1)", "logits.flatten(0, 1).softmax(dim=-1)"),
-    ("the losses are summed; take their mean", "targets.flatten()",
-     "targets.flatten(), reduction='sum'"))
+     "logits.flatten(0, 1)", "logits.flatten(0, 1).softmax(dim=-1)"))
 def _(m):
     for B, T, V in ((1, 2, 3), (2, 5, 7), (4, 1, 2)):
         yield Trial(m.next_token_loss, dict(logits=torch.randn(B, T, V),
@@ -286,8 +304,7 @@ def _(m):
     "gpt", "BigramLanguageModel.forward", """self.table(idx) looks up a row of logits for each
     token. next_token_loss knows the rest.""",
     ("without targets, the loss is None", "None if targets is None else ", ""),
-    ("these are probabilities; logits come before the softmax", "(idx)", "(idx).softmax(dim=-1)"),
-    ("logits and loss are swapped", "return logits, loss", "return loss, logits"))
+    ("these are probabilities; logits come before the softmax", "(idx)", "(idx).softmax(dim=-1)"))
 def _(m):
     model = noisy(m.BigramLanguageModel(7))
     for inputs in (dict(idx=tokens(1, 2), targets=tokens(1, 2)),
@@ -303,8 +320,7 @@ def _(m):
     ("a pair counts once only: counts[a, b] += 1 adds 1 to each place, however often it is named",
      "torch.bincount(pairs, minlength=vocab_size**2)",
      "torch.zeros(vocab_size**2, dtype=torch.int64).index_fill(0, pairs, 1)"),
-    ("the last pairs may never occur; bincount has minlength", ", minlength=vocab_size**2", ""),
-    ("nothing follows the last token", "tokens[:-1] + tokens[1:]", "tokens + tokens.roll(-1)"))
+    ("the last pairs may never occur; bincount has minlength", ", minlength=vocab_size**2", ""))
 def _(m):
     for V, N in ((2, 6), (5, 30), (9, 12)):
         yield Trial(m.count_pairs, dict(tokens=torch.randint(V, (N,)), vocab_size=V))
@@ -330,34 +346,47 @@ def _(m):
     ("there is no mask; see is_causal", "causal = T > 1", "causal = False"),
     ("one new token may see all that is in the cache: is_causal only if T > 1",
      "causal = T > 1", "causal = True"),
+    ("the first tokens put into a cache need the mask too: is_causal=T > 1",
+     "causal = T > 1", "causal = cache is None"),
     ("the heads are interleaved; head 0 has the first hs numbers, head 1 the next",
      "(B, T, 3, nh, hs)", "(B, T, 3, hs, nh).transpose(3, 4)"),
-    ("tokens and heads are mixed up: view as (B, T, 3, nh, hs) first, then swap dimensions",
-     "(B, T, 3, nh, hs)", "(B, T, 3, nh, hs).reshape(B, nh, 3, T, hs).transpose(1, 3)"),
+    ("there are nh heads with hs numbers, (nh, hs), not (hs, nh)", "3, nh, hs)", "3, hs, nh)"),
+    ("heads and times are mixed: view as (B, T, nh, hs) first, then swap T and nh",
+     "(2, 0, 3, 1, 4)", "(2, 0, 1, 3, 4).reshape(3, B, nh, T, hs)"),
+    ("self.qkv(x) has q first, then k, then v", "q, k, v = qkv", "k, q, v = qkv"),
     ("the heads of a token are not side by side: swap T and nh back before reshape",
      "y.transpose(1, 2)", "y"),
     ("self.proj is missing", "self.proj(y)", "y"),
     ("with rotary positions, q and k must be rotated", 'self.config.position == "rotary"', "False"),
+    ("k must be rotated, too", "rotate(k, positions, self.config)", "k"),
+    ("v must not be rotated", "q, k = ro", "v = rotate(v, positions, self.config); q, k = ro"),
+    ("rotate before cache.add; what is in the cache is rotated already", "if self.config.position",
+     "if cache: k, v = cache.add(self, k, v)\n        if self.config.position",
+     "            k, v = cache.add", "            _ = k, v #"),
     ("the cache is not used", "cache is not None", "False"),
     ("there is dropout outside of training", " if self.training else 0.0", ""),
     ("there is no dropout in training", "self.config.dropout if self.training else 0.0", "0.0"))
 def _(m):
     for n_head, position, T in ((1, "learned", 3), (2, "learned", 5), (4, "rotary", 5)):
         attention = noisy(m.CausalSelfAttention(small(n_head=n_head, position=position)))
-        yield Trial(attention, dict(x=torch.randn(2, T, 8), positions=torch.arange(T)))
-    yield Trial(lambda x: with_cache(m, attention, x), {"x": torch.randn(1, 5, 8)})
+        yield Trial(lambda x, positions, **_: attention(x, positions),
+                    dict(x=torch.randn(2, T, 8), positions=torch.arange(T), n_head=n_head,
+                         position=position))
+    yield with_cache(m, attention, position=position)
     attention.config.dropout = 1.0          # all is dropped, so nothing is left to chance
     for training in (False, True):
         yield Trial(lambda training, x: attention.train(training)(x, torch.arange(3)),
                     dict(training=training, x=torch.randn(1, 3, 8)))
 
 
-def with_cache(m, layer, x):
-    """What attention, or a block, makes of all tokens but the last, and then of that one."""
-    cache, T = m.Cache(), x.shape[1]
-    first, cache.length = layer(x[:, :-1], torch.arange(T - 1), cache), T - 1
-    last = layer(x[:, -1:], torch.tensor([T - 1]), cache)
-    return {f"the first {T - 1} tokens": first, "one more, with the cache": last}
+def with_cache(m, layer, **settings):
+    """The trial that gives attention, or a block, several tokens, and then one more."""
+    def go(x, **_):
+        cache = m.Cache()
+        first, cache.length = layer(x[:, :4], torch.arange(4), cache), 4
+        return {"the first 4 tokens": first, "1 more": layer(x[:, 4:], torch.tensor([4]), cache)}
+
+    return Trial(go, {"x": torch.randn(1, 5, 8), **settings, "with a cache": "4 tokens, then 1"})
 
 
 @exercise(
@@ -380,6 +409,7 @@ def _(m):
      "a * cos + b * sin, b * cos - a * sin"),
     ("the arrows change their length; mind the minus", "a * cos - b", "a * cos + b"),
     ("a and b take turns; they must be halves", "x.chunk(2, dim=-1)", "x[..., ::2], x[..., 1::2]"),
+    ("x is changed while a and b, views of it, are still needed", "return", "a *= cos; return"),
     ("positions are not used: the tokens need not begin at 0",
      "(positions,", "(torch.arange(len(positions)),"))
 def _(m):
@@ -401,7 +431,6 @@ def _(m):
      "self.norm_1(self.attention(x, positions, cache))",
      "self.feed_forward(self.norm_2(x))", "self.norm_2(self.feed_forward(x))"),
     ("norm_1 is missing; attention reads the stream through it", "self.norm_1(x)", "x"),
-    ("norm_1 is used twice; feed_forward has norm_2", "norm_2", "norm_1"),
     ("attention does not get the cache", "positions, cache", "positions, None"),
     ("self.dropout is missing behind attention", "self.dropout(self.att", "(self.att"),
     ("the x of the caller is changed: x += ... works in place, x = x + ... makes a new one",
@@ -409,9 +438,8 @@ def _(m):
 def _(m):
     block = noisy(m.Block(small()))
     for B, T in ((1, 2), (2, 5)):
-        yield Trial(lambda x, positions: {"the result": block(x, positions), "x, afterwards": x},
-                    dict(x=torch.randn(B, T, 8), positions=torch.arange(T)))
-    yield Trial(lambda x: with_cache(m, block, x), {"x": torch.randn(1, 4, 8)})
+        yield Trial(block, dict(x=torch.randn(B, T, 8), positions=torch.arange(T)))
+    yield with_cache(m, block)
     block.dropout.p = 1.0
     yield Trial(lambda x: {"in training, if all is dropped": block.train()(x, torch.arange(2))},
                 {"x": torch.randn(1, 2, 8)})
@@ -425,7 +453,10 @@ def _(m):
     ("the positions are not added", 'self.config.position != "rotary"', "False"),
     ("with a cache, positions begin at its length", "0 if cache is None else cache.length", "0"),
     ("the positions that blocks get begin at start", "arange(start, end", "arange(0, end - start"),
+    ("position_embedding has a row for each position from start", "[start:end]", "[:end - start]"),
     ("cache.length must become end", "cache.length = end", "pass"),
+    ("cache.length moves once, after all blocks", "cache.length = end", "pass", "x = block(x,",
+     "_ = cache and setattr(cache, 'length', end); x = block(x,"),
     ("the last norm is missing", "x = self.norm(x)", "pass"),
     ("each block must get what the one below has made", "x = block(x,", "_ = block(x,"),
     ("more than block_size tokens must raise UserError: check", "check(end", "check(True or end"),
@@ -481,6 +512,12 @@ def _(m):
     1 at step 0 to 0 at max_steps. Both times config.learning_rate.""",
     ("the first step goes nowhere; the line that grows has step + 1", "(step + 1)", "step"),
     ("the higher line was taken, not the lower one", "min(", "max("),
+    ("the lower line is not always that of the warm-up before warmup_steps",
+     "min(warm_up, decay)", "(warm_up if step < config.warmup_steps else decay)"),
+    ("the lines are multiplied; take the lower", "min(warm_up, decay)", "warm_up * decay"),
+    ("the lines are multiplied; take the lower", "min(warm_up, decay)", "min(warm_up, 1) * decay"),
+    ("the line that falls begins at step 0, not where the warm-up ends", "step / config.max_steps",
+     "(step - config.warmup_steps) / (config.max_steps - config.warmup_steps)"),
     ("it does not fall", "min(warm_up, decay)", "min(warm_up, 1)"),
     ("it does not grow at first", "min(warm_up, decay)", "decay"),
     ("times config.learning_rate is missing", "config.learning_rate * ", ""))
@@ -501,7 +538,6 @@ def _(m):
     ("the learning rate of this step is not set in each group of the optimizer",
      'group["lr"] = learning_rate_at(step, config)', "pass"),
     ("the gradient is not clipped", "nn.utils.clip_grad_norm_(", "("),
-    ("each step has the same batch", "get_batch(data, step, config)", "get_batch(data, 0, config)"),
     ("the loss still holds on to all that made it: detach()", "loss.detach()", "loss"))
 def _(m):
     def three_steps(data, config):
@@ -518,6 +554,9 @@ def _(m):
         yield Trial(three_steps, dict(data=tokens(40), config=small(**settings)))
 
 
+COUNTS = "each loss counts as often as it has targets"
+
+
 @exercise(
     "gpt", "evaluate", """Inputs, and targets one later; cut both into windows of model.block_size,
     the last one padded: targets of -100 are ignored by the loss. Sum up loss * number of targets,
@@ -529,8 +568,12 @@ def _(m):
     ("the padding is counted; its targets must be -100", "value=-100", "value=0"),
     ("what is left after the last full window is not counted",
      "-len(x) % T", "-(len(x) % T)", "(len(data) - 1)", "y.numel()"),
-    ("this is a mean of means; what has fewer targets must count less",
-     "(targets >= 0).sum().item()", "(len(data) - 1) / len(x.split(rows))"),
+    ("a window of padding alone has no loss, but nan", "-len(x) % T", "T - len(x) % T"),
+    (COUNTS, "(targets >= 0).sum().item()", "(len(data) - 1) / len(x.split(rows))"),
+    (COUNTS, "(targets >= 0).sum().item()", "(len(data) - 1) / len(x)", "2048 // T", "1"),
+    (COUNTS, "(targets >= 0).sum", "(targets > -999).sum"),             # padding counts
+    (COUNTS, "(targets >= 0).sum", "(targets > -999).sum", "(len(data) - 1)", "y.numel()"),
+    ("all together, there are len(data) - 1 targets", "(len(data) - 1)", "len(data)"),
     ("the targets are not shifted; they are one token later", "data[1:]", "data[:-1]"))
 def _(m):
     def look(model, data):
@@ -539,7 +582,7 @@ def _(m):
     def moody(model, _, output):            # like dropout, but not by chance
         return (output[0], output[1] + 1) if model.training else output
 
-    for block_size, N, training in ((4, 10, False), (4, 23, True), (2, 4500, True)):
+    for block_size, N, training in ((4, 23, True), (64, 2049, False), (64, 2054, True)):
         model = noisy(m.GPT(small(n_layer=1, block_size=block_size))).train(training)
         model.register_forward_hook(moody)
         yield Trial(look, dict(model=model, data=tokens(N).to(torch.uint8)))
@@ -555,7 +598,6 @@ def _(m):
     ("there is no evaluation after the last step", " or report.step == config.max_steps", ""),
     ("the evaluations come one step late: count the step first",
      "report.step % config", "(report.step - 1) % config"),
-    ("loss_sum is not a sum", "loss_sum += loss", "loss_sum = loss"),
     ("a report was given; go on from it", "report = report or Report", "report = Report"),
     ("in a step without evaluation, both losses must be None again",
      "report.train_loss = report.val_loss = None", "pass"))
@@ -585,9 +627,7 @@ def _(m):
      "-model.block_size:", ":model.block_size"),
     ("the next token follows the last; its logits are at -1", "logits[:, -1]", "logits[:, 0]"),
     ("the likeliest token is taken; it must be drawn",
-     "torch.multinomial(probs, num_samples=1)", "probs.argmax(dim=-1, keepdim=True)"),
-    ("only the new tokens came out; idx must come before them",
-     "return idx", "return idx[:, -max_new_tokens:]"))
+     "torch.multinomial(probs, num_samples=1)", "probs.argmax(dim=-1, keepdim=True)"))
 def _(m):
     sure = noisy(gpt.GPT(small()))          # so sure of each token that nothing is left to chance
     sure.register_forward_hook(lambda model, _, output: (1e4 * output[0], None))
@@ -604,6 +644,9 @@ def _(m):
     yield Trial(draw_often, dict(model=model, idx=torch.zeros(5000, 1).long()))
 
 
+STILL_SORTED = "the probabilities are not put back in place"
+
+
 @exercise(
     "gpt", "next_token_probabilities", """Temperature 0 is the same as top_k=1. sort() the
     probabilities and keep who they are; set to 0 what a dial cuts, and divide by the sum again.
@@ -613,9 +656,15 @@ def _(m):
     ("top_k keeps one too few", "max(1, top_k):", "max(1, top_k - 1):"),
     ("top_p cuts the token that crosses p; that one stays",
      "cumsum(dim=-1) - probs", "cumsum(dim=-1); probs[likelier >= top_p] = 0"),
+    ("the least likely are kept; sort with descending=True", ", descending=True", ""),
     ("what is left must sum to 1 again", "probs / probs.sum(dim=-1, keepdim=True)", "probs"),
-    ("the probabilities are still in sorted order; put them back in place",
-     "torch.zeros_like(probs).scatter(-1, tokens, probs)", "probs"))
+    ("what top_k leaves must sum to 1 again before top_p cuts", "] = 0\n        probs = probs",
+     "] = 0\n        _ = probs", "tokens, probs)", "tokens, probs / probs.sum(-1, True))"),
+    ("what top_p leaves must sum to 1 again", "first one\n        probs =", "\n        _ ="),
+    (STILL_SORTED, ".scatter(-1, tokens, probs)", " + probs"),
+    (STILL_SORTED, ".scatter(-1, tokens, probs)", " + probs", "top_p is None:", "False:"),
+    (STILL_SORTED + ": scatter, not gather", ".scatter(-1, tokens, probs)",
+     " + probs.gather(-1, tokens)", "top_p is None:", "False:"))
 def _(m):
     for dials in ({}, {"temperature": 0.5}, {"temperature": 0}, {"top_k": 2}, {"top_k": 99},
                   {"top_p": 0.3}, {"top_p": 0.9}, {"top_p": 1.0}, {"top_p": 1e-9},
@@ -627,8 +676,6 @@ def _(m):
     "gpt", "Cache.add", """If self.length is 0, keep k and v in self.layers[layer]. Else check that
     there is one new token, and append it there. (torch.cat along T will do; to keep spare room is
     faster.) Leave self.length alone: the GPT moves it, once for all layers.""",
-    ("one position off: the new token is written over the last one", "[:, :, self.length:end]",
-     "[:, :, self.length - 1:end - 1]", "torch.empty_like", "torch.zeros_like"),
     ("one position off: the new token is not among those that come out",
      ":end], all_v[:, :, :end]", ":end - 1], all_v[:, :, :end - 1]"),
     ("each layer has keys and values of its own", "self.layers[layer]", "self.layers[None]"),
@@ -657,10 +704,12 @@ def _(m):
 
 
 @exercise(
-    "gpt", "stream_tokens", """Like write, but: the model is shown idx[:, start:]. If that exceeds
-    the context, start moves: half of the context stays, and the newest token, with a new Cache. Of
-    idx[:, start:], show what is not in the cache yet, or all without a cache (only a GPT can have
-    one). Draw from next_token_probabilities(..., *dials) with generator=generator; yield.""",
+    "gpt", "stream_tokens", """Like write, but: the model is shown idx[:, start:]. start is at first
+    0, or, for a prompt longer than the context, where its last block_size tokens begin. When
+    idx[:, start:] exceeds the context, start moves so that block_size // 2 tokens and the newest
+    stay, with a new Cache. Of idx[:, start:], show what is not in the cache yet, or all without a
+    cache (only a GPT can have one). Draw from next_token_probabilities(..., *dials) with
+    generator=generator; yield.""",
     ("the model must be shown what the cache does not have", "start + cache.length:", "start:"),
     ("the window moves by one token at a time; drop half of the context at once",
      "model.block_size // 2 - 1", "model.block_size"),
@@ -669,6 +718,11 @@ def _(m):
     ("of a long prompt, the last block_size tokens are shown at first",
      "max(0, idx.shape[1] - model.block_size)", "0"),
     ("a bigram can have no cache", " and isinstance(model, GPT)", ""),
+    ("draw with generator=generator", ", generator=generator", ""),
+    ("the likeliest token is taken; it must be drawn",
+     "torch.multinomial(probs, 1, generator=generator)", "probs.argmax(dim=-1, keepdim=True)"),
+    ("the next token follows the last; its logits are at -1", "logits[:, -1]", "logits[:, 0]"),
+    ("each yielded token must be (B, 1), not (B,)", "yield token", "yield token[:, 0]"),
     ("nothing is yielded; each turn ends with `yield token`", "yield token", "pass"))
 def _(m):
     def look(model, idx, max_new_tokens, dials, use_cache):
@@ -678,7 +732,7 @@ def _(m):
         hook.remove()
         return {"the new tokens": torch.cat(new, dim=1), "tokens shown in each turn": shown}
 
-    model, bigram = noisy(gpt.GPT(small())), noisy(gpt.BigramLanguageModel(7))
+    model, bigram = noisy(gpt.GPT(small(n_layer=1))), noisy(gpt.BigramLanguageModel(7))
     for model, T, n, dials, use_cache in (
             (model, 2, 3, (0, None, None), False), (model, 2, 3, (0, None, None), True),
             (model, 1, 14, (0, None, None), True), (model, 9, 4, (1.0, 3, None), True),
@@ -699,12 +753,9 @@ def _(m):
      "{joined[-1], i} == {*pair}"),
     ("the list that was given is changed", "return joined", "ids[:] = joined; return ids"))
 def _(m):
-    def look(ids, pair):
-        return {"joined": m.join_pair(ids, pair, 9), "ids, afterwards": ids}
-
     for ids in ([1, 2], [], [1, 2, 3, 1, 2], [2, 1, 1, 2, 2, 1], [1, 1, 1, 2]):
-        yield Trial(look, dict(ids=ids, pair=(1, 2)))
-    yield Trial(look, dict(ids=[4, 4, 4, 5, 4, 4], pair=(4, 4)))
+        yield Trial(m.join_pair, dict(ids=ids, pair=(1, 2), new_id=9))
+    yield Trial(m.join_pair, dict(ids=[4, 4, 4, 5, 4, 4], pair=(4, 4), new_id=9))
 
 
 @exercise(
@@ -716,7 +767,6 @@ def _(m):
     ("the pairs are found, but not joined", "words = [join_pair", "_ = [join_pair"),
     ("a word that comes again counts again", "[list(word.encode()) for word in ",
      "[list(word.encode()) for word in dict.fromkeys(", "findall(text)]", "findall(text))]"),
-    ("the first new id is 256", "range(256, vocab_size)", "range(257, vocab_size)"),
     ("of pairs equally frequent, most_frequent takes the lowest ids",
      "most_frequent(", "(lambda counts: max(counts, key=counts.get))("))
 def _(m):
@@ -801,13 +851,15 @@ def _(m):
         text = greedy(model, idx, n)
         yield Trial(m.beam_search, dict(model=model, idx=idx, max_new_tokens=n, width=1), text,
                     {"only the new tokens came out; idx must come before them": text[:, T:]})
-    # From 0, 1 is likelier than 2; but then any token may follow, and after 2 it is always 0.
+    # From 0, 1 is likelier than 2; but then any token may follow, and after 2 only 0 or 1.
     trap = gpt.BigramLanguageModel(3)
-    trap.table.weight.data = torch.tensor([[0.0, 0.6, 0.4], [0.3, 0.4, 0.3], [1.0, 0, 0]]).log()
+    trap.table.weight.data = torch.tensor([[0, 11, 9], [6, 7, 7.1], [11, 9, 0]]).log()
     start = torch.tensor([[0]])
     yield Trial(m.beam_search, dict(model=trap, idx=start, max_new_tokens=2, width=2),
                 torch.tensor([[0, 2, 0]]),
-                {"it is greedy at any width; keep several texts": torch.tensor([[0, 1, 1]])})
+                {"it is greedy at any width; keep several texts": torch.tensor([[0, 1, 2]]),
+                 "a text was returned that is not the most probable; topk puts the best first":
+                 torch.tensor([[0, 2, 1]])})
     for _ in range(4):
         model, idx = noisy(noisy(gpt.GPT(small(vocab_size=5)))), torch.randint(5, (1, 2))
         yield Trial(m.beam_search, dict(model=model, idx=idx, max_new_tokens=3, width=125),
@@ -947,17 +999,19 @@ class Raised:
 
     name: str
     message: str
-    line: int | None = field(compare=False)             # in the learner's file
+    place: str = field(compare=False)                   # in the learner's file
 
     def __str__(self):
-        return (f"line {self.line}: " if self.line else "") + f"{self.name}: {self.message}"
+        return f"{self.place}{self.name}: {self.message}"
 
 
 def raised(error, filename):
-    lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
-             if frame.filename == filename]
+    places = [f"{filename}, line {frame.lineno}: "
+              for frame in traceback.extract_tb(error.__traceback__) if frame.filename == filename]
     message = textwrap.shorten(str(error), 160, placeholder=" ...")
-    return Raised(type(error).__name__, message, lines[-1] if lines else None)
+    if "Use .reshape" in message:
+        message += " But where dimensions must swap, it mixes up the numbers; transpose does not"
+    return Raised(type(error).__name__, message, places[-1] if places else "the check ends with ")
 
 
 def among_names(module, name, node, helpers=(), filename="mistake"):
@@ -1005,10 +1059,10 @@ def is_beyond(e, module):
 
 
 class Outcome(NamedTuple):
-    """A trial, its inputs in words, its result or what it Raised, and what it printed."""
+    """A trial, its inputs as they were, its result or what it Raised, and what it printed."""
 
     trial: Trial
-    inputs: str
+    inputs: dict
     result: Any
     printed: str
 
@@ -1021,11 +1075,15 @@ def outcomes(e, m, filename=None):
         trial = next(trials, None)
         if trial is None:
             return
-        inputs = filename and show(trial.inputs)        # now, since the call may change them
+        inputs = {name: copy.deepcopy(value) if isinstance(value, (list, torch.Tensor)) else value
+                  for name, value in trial.inputs.items()}
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             try:
                 result = trial.call(**trial.inputs)
+                for name, value in trial.inputs.items():
+                    if value is not inputs[name] and difference(value, inputs[name]):
+                        result = Raised(f"{name} is changed", "the caller needs it as it was", "")
             except (Exception, SystemExit) as error:
                 result = raised(error, filename)
         yield Outcome(trial, inputs, result, printed.getvalue())
@@ -1036,8 +1094,10 @@ def difference(found, expected):
     match found, expected:
         case Raised(), Raised() if found == expected or found.name == expected.name == "UserError":
             return None
+        case Raised(), Raised(name="UserError"):
+            return f"{found}; raise UserError, by check(...)"
         case Raised(), _:
-            return str(found) if found.line else f"the check ends with {found}"
+            return str(found)
         case dict(), dict():
             pairs = {key: (found.get(key), expected.get(key)) for key in {**expected, **found}}
         case (list(), list()) | (tuple(), tuple()) if any(map(torch.is_tensor, found + expected)):
@@ -1101,11 +1161,14 @@ def usual_mistake(e, module, mine, failed):
         if not difference(mine[failed].result, answer):
             return sentence
     first = mine[:failed + 1]
-    for perhaps, number, tried in (("", 1, mine), ("", 2, mine), ("perhaps ", 1, first)):
+    for number, tried in ((1, mine), (2, mine), (1, first)):
         for mistakes in itertools.combinations(e.mistakes, number):
-            theirs = outcomes(e, by_mistake(module, e, mistakes))
-            if not any(difference(o.result, other.result) for o, other in zip(tried, theirs)):
-                return perhaps + ". And: ".join(sentence for sentence, *_ in mistakes)
+            with contextlib.suppress(SyntaxError):          # not all two go together
+                theirs = outcomes(e, by_mistake(module, e, mistakes))
+                if not any(difference(o.result, other.result) for o, other in zip(tried, theirs)):
+                    words = ". And: ".join(sentence for sentence, *_ in mistakes)
+                    return words if tried is mine else (
+                        f"perhaps {words} (it would explain input {failed + 1}, not all others)")
     return None
 
 
@@ -1123,7 +1186,9 @@ def judge(number, source, filename):
         words = difference(found, expected)
         if words:
             break
-    parts = {f"Input {i + 1} of {len(mine)}": inputs, "What it printed": printed}
+    else:
+        i, (_, inputs, found, printed) = 0, mine[0]     # all is well: the first shows it best
+    parts = {f"Input {i + 1} of {len(mine)}": show(inputs), "What it printed": printed}
     if words and isinstance(found, dict) and isinstance(expected, dict):
         keys = {**expected, **found}                    # of these, show only what differs
         keys = [key for key in keys if difference(found.get(key), expected.get(key))]
@@ -1137,8 +1202,9 @@ def judge(number, source, filename):
         return "done", details
     if isinstance(found, Raised) and found.name == "NotImplementedError":
         return "not yet", details
-    if found is None:
-        words += "; is there a return?"
+    parts = {type(part) for part in ast.walk(find(source, e.name))}
+    if not parts & {ast.Return, ast.Yield} and re.search("None came|the check ends.*None", words):
+        words = "None came out; is there a return?"
     return f"wrong: {usual_mistake(e, module, mine, i) or words}", details
 
 
@@ -1184,10 +1250,10 @@ class Child:
 def main(arguments=None):
     parser = argparse.ArgumentParser("rebuild.py", description="Write gpt.py yourself.")
     number = dict(type=int, metavar="NUMBER")
-    parser.add_argument("number", nargs="?", help="check one exercise, and say more", **number)
+    parser.add_argument("numbers", nargs="*", help="check these, and say more", **number)
     parser.add_argument("--start-over", help="put this hole back, after saving the file", **number)
     options = parser.parse_args(arguments)
-    for number in (options.number, options.start_over):
+    for number in (*options.numbers, options.start_over):
         if number is not None and not 1 <= number <= len(EXERCISES):
             parser.error(f"there is no exercise {number}; they go from 1 to {len(EXERCISES)}")
     paths = {e.file: Path(f"my_{e.file}.py") for e in EXERCISES}
@@ -1199,7 +1265,7 @@ def main(arguments=None):
         e = EXERCISES[options.start_over - 1]
         start_over(e, paths[e.file])
 
-    chosen = [e for e in EXERCISES if options.number in (None, e.number)]
+    chosen = [e for e in EXERCISES if e.number in (options.numbers or range(len(EXERCISES) + 1))]
     sources = {paths[e.file]: paths[e.file].read_text(encoding="utf-8") for e in chosen}
     for path, source in sources.items():
         try:
@@ -1220,9 +1286,11 @@ def main(arguments=None):
         print(textwrap.fill(f"{e.number:>3}  {e.name:<28} {state}", 79, subsequent_indent=34 * " "))
         if state != "done":
             undone.append(f"exercise {e.number}, {path} line {node.lineno if node else 1}")
-    if options.number:
-        print(details or f"This is {undone[0]}.")
-    elif undone:
+        if options.numbers:
+            print(details or f"This is {undone[-1]}.")
+    if options.numbers:
+        return 1 if undone else 0
+    if undone:
         print(f"\n{len(chosen) - len(undone)} of {len(chosen)} are done; next is {undone[0]}.")
     else:
         print(f"\nAll {len(chosen)} are done. You have written a GPT: python my_gpt.py")
