@@ -170,9 +170,17 @@ ATTENTION_MISTAKES = (
      "(lambda s, dim: s)(", ".masked_fill(future, -math.inf)", ".softmax(dim=-1).tril()"),
     ("the scores are not divided by sqrt(hs)", "math.sqrt(", "pow(1, "),
     ("the scores are divided by hs, not by its square root", "math.sqrt(", "float("),
-    ("the scores are divided by sqrt(C), not sqrt(hs)", "sqrt(", "sqrt(x.shape[-1] + 0 * "),
     ("the scores are multiplied by sqrt(hs), not divided by it", "/ math.sqrt(", "* math.sqrt("),
     ("the scores are transposed: row t is what the query of t finds", "q @ k", "k @ q"))
+
+
+@exercise(
+    "attention_toy", "attention_weights", """The scores of all pairs: q @ (k with its last two
+    dimensions swapped) / sqrt(hs). Then the mask and the softmax, as before.""",
+    *ATTENTION_MISTAKES)
+def _(m):
+    for shape in ((1, 3, 2), (2, 5, 3), (2, 4, 3, 5)):
+        yield Trial(m.attention_weights, dict(q=torch.randn(shape), k=torch.randn(shape)))
 
 
 def try_head(head):
@@ -183,9 +191,11 @@ def try_head(head):
 
 
 @exercise(
-    "attention_toy", "self_attention", """Queries, keys and values are products with x. The scores
-    of all pairs: q @ (k with its last two dimensions swapped) / sqrt(hs). Then as before.""",
-    *ATTENTION_MISTAKES)
+    "attention_toy", "self_attention", """Queries, keys and values are products with x. With them,
+    attention_weights, and a weighted sum.""",
+    ("keys are handed over in place of values", "weights @ v", "weights @ k"),
+    ("x is handed over in place of values", "weights @ v", "weights @ x"),
+    ("queries and keys are swapped", "attention_weights(q, k)", "attention_weights(k, q)"))
 def _(m):
     return try_head(m.self_attention)
 
@@ -332,6 +342,7 @@ def _(m):
 @exercise(
     "gpt", "one_head", """Queries, keys, values; the scores of all pairs, / sqrt(hs); -math.inf for
     the future; softmax; a weighted sum of the values.""",
+    ("the scores are divided by sqrt(C), not sqrt(hs)", "sqrt(", "sqrt(x.shape[-1] + 0 * "),
     *ATTENTION_MISTAKES)
 def _(m):
     return try_head(m.one_head)

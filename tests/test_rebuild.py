@@ -319,7 +319,7 @@ def test_endless_loops_and_ends_of_the_program_end_in_a_line(in_tmp, capsys, mon
     assert states.pop(1) == "wrong: no end after 1 seconds; is there an endless loop?"
     assert states.pop(2) == (f"wrong: my_attention_toy.py, line {line}: AttributeError: "
                              f"'Tensor' object has no attribute 'no_such_thing'")
-    assert states.pop(4) == "wrong: it ends the whole program"
+    assert states.pop(5) == "wrong: it ends the whole program"
     assert states.pop(BY_NAME["split"].number) == "wrong: there is no split in my_gpt.py any more"
     assert set(states.values()) == {"not yet"}
     assert last.startswith("0 of")
