@@ -481,8 +481,8 @@ ROWS = {
     "+ feed-forward": "a small network works on what was gathered; together, a block",
     "three such blocks": "one on top of the other, each sees only what the one below has made",
     "+ residuals": "each half of a block adds to what it gets, and no longer replaces it",
-    "+ LayerNorm": "brings what a block reads to one size; now it is the GPT of gpt.py",
-    "+ head start": "the same parts, with the first weights that gpt.py chooses",
+    "+ LayerNorm": "brings what a block reads to one size; now all parts of gpt.py are there",
+    "+ head start": "no new part: the first weights that gpt.py chooses, not the plain ones",
     "control: wide bigram": "the bigram, with 16 times the channels; gain over the bigram",
     "control: wide block": "up to + feed-forward, with 7/4 of the channels; gain over that row",
 }
@@ -624,7 +624,8 @@ def show_ladder(rows, train_data, val_data, tokenizer, config, seeds=1):
           "±            of several seeds, half of the way from lowest to highest loss\n"
           "perplexity   exp(loss): it is as unsure as among so many characters\n"
           "gain         how far the loss is below that of the row above; another order of\n"
-          "             the rows would give other gains\n\n"
+          "             the rows would give other gains\n"
+          ">            what it writes; \\n is a new line\n\n"
           f"{'':<24}{'parameters':>12}{'loss':>9}{'±':>9}{'perplexity':>12}{'gain':>9}")
     losses, models, prompt = {}, {}, first_prompt(tokenizer)
     for row in rows:
@@ -649,7 +650,7 @@ def findings(losses):
     told = {row: f"{row} ({gains[row]:+.2f})" for row in losses}
     parts = [row for row in list(ROWS)[3:12] if row in losses]          # those above the bigram
     first, second = sorted(parts, key=gains.get, reverse=True)[:2]
-    text = f"The parts that gain most: {told[first]} and {told[second]}."
+    text = f"From attention on, the largest gains: {told[first]} and {told[second]}."
     if losing := ", ".join(told[row] for row in parts if gains[row] < 0):
         text += f" Against expectation, there are rows that lose: {losing}."
     if WIDE.keys() <= losses.keys():

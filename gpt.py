@@ -749,13 +749,22 @@ def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
 #     DUKE VINCENTIO:
 #     Most blood not you poison, for good.
 #
+# Where does each model know what comes? The darker the shade, the more probable it found the
+# character above. The bigram is lost nearly everywhere; the GPT mostly where a word begins. (Its
+# first guess is right for 16% of the first letters of words and for 63% of the others; the bigram's
+# for 11% and 24%.)
+#
+#             Baptista.↵↵BAPTISTA:↵Good morrow, neighbour Gremio.↵God sav
+#     bigram  ▒    ░▒░░ █▒░   ░ ░ ░█ ▒░ ▓░░░ ░░ █ ░ ░░ ░▒▒▒ ░▒ ░░ █ ▒ ▓░ ░
+#     GPT     ▓ ▒ ███▓█ ██░░▒███████░▓▓██▒░▓░██▒█ ░░▒█▓███▓ ▒▓▒██░█ █▒▓░░░
+#
 # And this is the table of results, from the whole validation split. (Perplexity is exp(val_loss):
 # the model is as unsure as if it chose among that many tokens, all equally likely.)
 #
 #     model    parameters  val_loss  bits/char  perplexity  seconds
 #     uniform           0    4.1744     6.0224       65.00        -
 #     bigram        4,225    2.4921     3.5953       12.09      0.5
-#     GPT         619,904    1.5940     2.2997        4.92     93.8
+#     GPT         619,904    1.5940     2.2997        4.92     98.2
 
 
 def run(keeper, train_text, val_text, config, *, prompt=None, demo_check=None, device="cpu",
@@ -1904,8 +1913,10 @@ def show_surprise(models, tokenizer, val_data):
     pieces = [tokenizer.decode([i]) for i in windows[:, -n:].flatten().tolist()]
     inside = [a[-1:].isalpha() and b[:1].isalpha() for a, b in pairwise(["", *pieces])]
     first = [piece.strip()[:1].isalpha() and not later for piece, later in zip(pieces, inside)]
-    where = torch.tensor([[True] * len(pieces), first, inside])     # (3, W*n)
-    places, counts = ("any token", "the first of a word", "the rest of a word"), where.sum(dim=1)
+    others = [not (a or b) for a, b in zip(first, inside)]
+    places = ("any token", "the first of a word", "the rest of a word", "between words")
+    where = torch.tensor([[True] * len(pieces), first, inside, others])         # (4, W*n)
+    counts = where.sum(dim=1)                                                   # (4,)
     lines, right = {"": "".join(map(symbol, "".join(pieces)))}, []
     for name, model in models.items():
         shares, hits = [], []
@@ -1915,13 +1926,14 @@ def show_surprise(models, tokenizer, val_data):
             shares += probs.gather(1, came[:, None])[:, 0].tolist()             # (n, V) -> (n,)
             hits += (probs.argmax(dim=1) == came).tolist()
         lines[name] = "".join(shade(p) * len(piece) for p, piece in zip(shares, pieces))
-        right.append((where & torch.tensor(hits)).sum(dim=1) / counts)          # (3,)
-    print("A held-out text, and below it how probable each model found what came:\n")
+        right.append((where & torch.tensor(hits)).sum(dim=1) / counts)          # (4,)
+    print(f"A held-out text, and how probable each model found what came. Blank: a surprise;\n"
+          f"{LEGEND}.\n")
     for start in range(0, min(180, len(lines[""])), 60):
         for name, line in lines.items():
             print(f"    {name:<8}{line[start:start + 60]}".rstrip())
         print()
-    print(f"    {LEGEND}\n\nHow often the likeliest token was the one that came:\n")
+    print("How often the likeliest token was the one that came:\n")
     print_table(" ".join(["token", *models]), [
         (f"{place} ({count:,})", *(f"{share:.0%}" for share in shares))
         for place, count, *shares in zip(places, counts.tolist(), *right) if count])

@@ -287,6 +287,18 @@ def test_one_head_is_version_4_and_four_heads_are_chapter_7():
         torch.testing.assert_close(model(idx)[0], by_hand, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("row", [row for row in BUILT if row != "+ head start"])
+def test_what_passes_through_the_first_weights_keeps_its_size(row):
+    """gpt.py's own would have zeros, through which a block without residuals lets nothing."""
+    model = toy.build(row, small(n_embd=128))
+    assert model.token_embedding.weight.std().item() == pytest.approx(1, abs=0.1)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            size = module.weight.std() * math.sqrt(module.in_features)
+            assert size.item() == pytest.approx(1, abs=0.1)
+            assert module.bias is None or not module.bias.any()
+
+
 def test_only_some_rows_have_residuals():
     """Silence both halves of each block: where they add, x still comes through."""
     for row in list(toy.ROWS)[3:13]:
@@ -523,7 +535,7 @@ def test_the_ladder_alone_with_all_rows(run_toy, small_ladder, arguments, minute
     assert (code, err) == (0, "") and is_plain(out)
     assert f"about {minutes} minutes" in out.split("loss")[0]       # before it starts
     assert re.findall(r"^(\S.*?)  +[\d,]+  +\d\.\d{4}", out, re.MULTILINE) == list(toy.ROWS)
-    assert "The parts that gain most: " in out and "1. Tensors" not in out
+    assert "From attention on, the largest gains: " in out and "1. Tensors" not in out
 
 
 def test_a_reader_that_leaves_ends_the_run_quietly(command):
@@ -569,7 +581,7 @@ def test_a_model_of_pieces_of_words_is_shown_token_by_token(run_toy):
     assert (code, err) == (0, "") and r"It reads 'ROMEO:\nBut soft'." in out
 
 
-@pytest.mark.parametrize("merges", [None, [(116, 104), (256, 101)]])
+@pytest.mark.parametrize("merges", [None, [(97, 116), (32, 115)]])      # at, and a space with s
 def test_as_many_tokens_as_fit_80_columns_are_shown_and_no_more(run_toy, merges):
     _, tokenizer = save_model("wide", merges=merges)
     fits = tokenizer.decode(tokenizer.encode(TEXT)[:toy.MOST_TOKENS]).replace("\n", r"\n")

@@ -470,7 +470,7 @@ def test_surprise_is_shown_as_probable_as_the_models_found_it(capsys):
             expected[name] += gpt.shade(probs[data[t]].item())
             hits[name] += (probs.argmax() == data[t]).item()
     for k, start in enumerate((0, 60, 120)):
-        shown = [line[12:].ljust(60) for line in lines[2 + 4 * k:5 + 4 * k]]
+        shown = [line[12:].ljust(60) for line in lines[3 + 4 * k:6 + 4 * k]]
         assert shown == [text.replace("\n", "↵")[5:][start:start + 60],
                          *(row[start:start + 60] for row in expected.values())]
     shares = next(line for line in lines if line.startswith(f"any token ({len(places)})")).split()
@@ -479,6 +479,7 @@ def test_surprise_is_shown_as_probable_as_the_models_found_it(capsys):
     judged = text[places[0]:places[-1] + 1]
     assert later == sum(a.isalpha() and b.isalpha() for a, b in zip(judged, judged[1:]))
     assert first + later == sum(map(str.isalpha, judged))
+    assert f"between words ({len(places) - first - later})" in "\n".join(lines)
 
 
 def test_a_text_that_is_too_short_to_be_surprised(capsys):
