@@ -1927,8 +1927,8 @@ def show_surprise(models, tokenizer, val_data):
             hits += (probs.argmax(dim=1) == came).tolist()
         lines[name] = "".join(shade(p) * len(piece) for p, piece in zip(shares, pieces))
         right.append((where & torch.tensor(hits)).sum(dim=1) / counts)          # (4,)
-    print(f"A held-out text, and how probable each model found what came. Blank: a surprise;\n"
-          f"{LEGEND}.\n")
+    print(f"A held-out text, and below it how probable each model found what came:\n"
+          f"{LEGEND}; blank is a surprise.\n")
     for start in range(0, min(180, len(lines[""])), 60):
         for name, line in lines.items():
             print(f"    {name:<8}{line[start:start + 60]}".rstrip())

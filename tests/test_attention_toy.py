@@ -389,7 +389,7 @@ def test_findings_name_the_largest_gains_and_what_lost():
     losses = dict(zip(toy.ROWS, [4.2, 3.3, 2.5, 3.2, 2.6, 2.4, 2.2, 2.19, 2.0, 2.1, 1.8, 1.9, 1.1,
                                  2.49, 1.7]))
     found = " ".join(toy.findings(losses).split())
-    assert "gain most: one head, no positions (+0.60) and + residuals (+0.30)." in found
+    assert "largest gains: one head, no positions (+0.60) and + residuals (+0.30)." in found
     assert ("lose: average of the past (-0.70), three such blocks (-0.10), + LayerNorm (-0.10)."
             in found)
     assert "come to 2.49 (wide bigram) and 1.70 (wide block), and the GPT to 1.10." in found
