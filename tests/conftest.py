@@ -1,8 +1,11 @@
 """Fixtures that several test files share."""
 
+import contextlib
 import os
 import subprocess
 import sys
+import threading
+from http.server import ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -46,6 +49,19 @@ def command(tmp_path):
 
     run.folder = tmp_path
     return run
+
+
+@contextlib.contextmanager
+def serving(handler):
+    """A real HTTP server on loopback: .url, the paths that were .asked for, and .over, set at its end."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.url, server.asked = f"http://127.0.0.1:{server.server_port}", []
+    server.over = threading.Event()
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield server
+    server.over.set()
+    server.shutdown()
+    server.server_close()
 
 
 def tiny_config(**settings):

@@ -2,13 +2,13 @@
 
 import json
 import shutil
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 import requests
 import torch
+from conftest import serving
 from test_commands import main, one_line
 
 import gpt
@@ -273,14 +273,10 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch, in_tmp):
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.asked, server.mode, server.over = [], "well", threading.Event()
-    monkeypatch.setattr(gpt, "GPT2_URL", f"http://127.0.0.1:{server.server_port}/{{}}/main/")
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.over.set()
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as server:
+        server.mode = "well"
+        monkeypatch.setattr(gpt, "GPT2_URL", server.url + "/{}/main/")
+        yield server
 
 
 def downloaded():

@@ -1,13 +1,13 @@
 """Chapters 1 to 3: where the text comes from, tokens, and batches."""
 
 import hashlib
-import threading
 import time
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 import requests
 import torch
+from conftest import serving
 
 import gpt
 
@@ -43,15 +43,10 @@ def server(monkeypatch):
     .waits are the seconds that the client wanted to wait before it asked again; it need not.
     """
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.url, server.asked, server.waits = f"http://127.0.0.1:{server.server_port}", [], []
-    server.over = threading.Event()
-    monkeypatch.setattr(time, "sleep", server.waits.append)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield server
-    server.over.set()
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as server:
+        server.waits = []
+        monkeypatch.setattr(time, "sleep", server.waits.append)
+        yield server
 
 
 @pytest.fixture
