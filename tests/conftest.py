@@ -1,6 +1,7 @@
-"""Fixtures that several test files share."""
+"""Fixtures and helpers that several test files share."""
 
 import contextlib
+import io
 import os
 import subprocess
 import sys
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")       # models this small are faster on one thread
-import gpt  # before torch: it silences torch's remark that NumPy is missing
+import gpt  # before torch: it silences torch's warning that NumPy is missing
 import torch
 
 ROOT = Path(__file__).parent.parent
@@ -19,20 +20,20 @@ TEXT = "".join(f"The cat number {i} sat on mat {i * 7 % 13}.\n" for i in range(2
 
 
 def pytest_configure(config):
-    """Leave alone the files with holes that rebuild.py has written for a reader."""
+    """Ignore the files with holes that rebuild.py writes for a reader."""
     config.option.ignore_glob = [*(config.option.ignore_glob or []), str(ROOT / "my_*.py")]
 
 
 @pytest.fixture
 def in_tmp(tmp_path, monkeypatch):
-    """A temporary folder as the current one, so that data/ is made there."""
+    """Change to a temporary folder, so that data/ is made there."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 @pytest.fixture
 def short_baseline(monkeypatch):
-    """For tests that run all chapters, but not for the bigram's sake."""
+    """For tests that run all chapters, but are not about the bigram."""
     monkeypatch.setitem(gpt.BIGRAM_TRAINING, "max_steps", 5)
 
 
@@ -51,9 +52,24 @@ def command(tmp_path):
     return run
 
 
+def main(*arguments, program=gpt.main):
+    """(exit code, standard output, standard error) of a command, run in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = program([str(argument) for argument in arguments])
+    return code, out.getvalue(), err.getvalue()
+
+
+def one_line(*arguments, words=""):
+    """Run a command that must fail with one line and exit code 2; returns the line."""
+    code, _, error = main(*arguments)
+    assert code == 2 and error.count("\n") == 1 and error.startswith("gpt.py") and words in error, error
+    return error
+
+
 @contextlib.contextmanager
 def serving(handler):
-    """A real HTTP server on loopback: .url, the paths that were .asked for, and .over, set at its end."""
+    """A real HTTP server on loopback. It has a .url, the paths .asked for, and the event .over, set at its end."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.url, server.asked = f"http://127.0.0.1:{server.server_port}", []
     server.over = threading.Event()
@@ -64,15 +80,15 @@ def serving(handler):
     server.server_close()
 
 
-def tiny_config(**settings):
-    """The settings of a model that is small enough to try everything with."""
+def tiny_config(**changes):
+    """The hyperparameters of a model that is small enough to try everything with."""
     defaults = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, batch_size=4,
                     max_steps=6, warmup_steps=2, eval_interval=3, learning_rate=1e-2)
-    return gpt.Config(**{**defaults, **settings})
+    return gpt.Config(**{**defaults, **changes})
 
 
 def noisy_gpt(config, seed=0):
-    """A GPT all of whose weights are random: the usual start has zeros that would hide mistakes."""
+    """A GPT all of whose parameters are random: the first ones have zeros that would hide mistakes."""
     torch.manual_seed(seed)
     model = gpt.GPT(config)
     with torch.no_grad():
@@ -82,7 +98,7 @@ def noisy_gpt(config, seed=0):
 
 
 def counted_bigram(tokens, vocab_size):
-    """A bigram made by counting which token follows which in tokens (N,)."""
+    """A bigram model made by counting which token follows which in tokens (N,)."""
     counts = torch.zeros(vocab_size, vocab_size)
     counts.index_put_((tokens[:-1], tokens[1:]), torch.ones(len(tokens) - 1), accumulate=True)
     model = gpt.BigramLanguageModel(vocab_size)

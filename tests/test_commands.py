@@ -1,211 +1,346 @@
-"""Chapter 9 and the appendix: the commands as a user types them, and the files that they leave."""
+"""The appendix: the commands as a user types them, what they print, and the files that they leave."""
 
 import contextlib
 import csv
 import io
 import math
 import os
-import re
 import signal
 import subprocess
 import sys
-import threading
 import time
 
 import pytest
 import torch
-from conftest import ROOT, TEXT, counted_bigram, noisy_gpt, tiny_config
+from conftest import ROOT, TEXT, main, one_line
 
-import bigram
 import gpt
 
 TINY = ["--block_size", 16, "--n_layer", 1, "--n_head", 2, "--n_embd", 16, "--max_steps", 40, "--eval_interval", 15]
 CATS = ["--text", "cats.txt", *TINY]
-
-
-def main(*arguments, program=gpt.main):
-    """(exit code, standard output, standard error) of a command, run in this process."""
-    out, err = io.StringIO(), io.StringIO()
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = program([str(argument) for argument in arguments])
-    return code, out.getvalue(), err.getvalue()
-
-
-def one_line(*arguments, words=""):
-    """Run a command that must fail in one line, exit code 2; the line."""
-    code, _, error = main(*arguments)
-    assert code == 2 and error.count("\n") == 1 and error.startswith("gpt.py") and words in error, error
-    return error
+RESUME = ["--text", "cats.txt", "--resume"]
+UNREACHABLE = "http://127.0.0.1:9/"
 
 
 def files(folder):
+    """The names of the files in its data/, sorted."""
     return sorted(path.name for path in (folder / "data").glob("*"))
 
 
 def contents(folder):
+    """{path: bytes} of all files in it."""
     return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def table(output):
-    """The last table of results in an output, as {model: [columns]}."""
-    lines = [line for line in output[output.rindex("\nmodel  "):].splitlines() if line.split("  ")[0]]
-    return {line.split("  ")[0]: line.split()[line.split("  ")[0].count(" ") + 1:] for line in lines[1:4]}
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_tensors(one, other):
+    assert one.keys() == other.keys() and all(torch.equal(torch.as_tensor(x), torch.as_tensor(other[name]))
+                                              for name, x in one.items())
+
+
+def assert_same_run(one, other, name="cats"):
+    """In both folders, all that a run keeps is equal to the last bit: parameters, optimizer, losses, lines."""
+    for ending in ("-text.txt", "-bigram.txt", "-gpt.txt"):
+        assert (one / "data" / (name + ending)).read_bytes() == (other / "data" / (name + ending)).read_bytes()
+    logs = [path.read_bytes() for folder in (one, other) if (path := folder / "data" / f"{name}.csv").exists()]
+    assert logs[:1] == logs[1:] or len(logs) < 2
+    ours, theirs = (torch.load(folder / "data" / f"{name}.pt", weights_only=True) for folder in (one, other))
+    for saved in (ours, theirs):
+        for name in ("seconds", "train_loss", "val_loss"):      # time differs, and the history has the losses
+            del saved["state"][name]
+    assert_same_tensors(ours.pop("parameters"), theirs.pop("parameters"))
+    assert_same_tensors(ours["state"].pop("best"), theirs["state"].pop("best"))
+    ours_kept, theirs_kept = ours["state"].pop("optimizer"), theirs["state"].pop("optimizer")
+    assert ours_kept.keys() == theirs_kept.keys() and len(ours_kept) > 0
+    for i in ours_kept:
+        assert_same_tensors(ours_kept[i], theirs_kept[i])
+    assert ours == theirs                                       # steps, history, config, vocabulary, text
+
+
+def shorten(patch):
+    """For tests that run all chapters, but are not about the bigram, or about what is written."""
+    held_out_lines, complete = gpt.held_out_lines, gpt.complete
+    patch.setitem(gpt.BIGRAM_TRAINING, "max_steps", 5)
+    patch.setattr(gpt, "held_out_lines", lambda text: held_out_lines(text)[:3])
+    patch.setattr(gpt, "complete", lambda model, tokenizer, prompt, n, *seed, **sampling: complete(
+        model, tokenizer, prompt, min(n, 25), *seed, **sampling))
 
 
 @pytest.fixture
-def cats(in_tmp, short_baseline):
-    """The current folder, with a small text in it."""
+def cats(in_tmp, monkeypatch):
+    """The current folder, with a small text in it; there is no network."""
+    shorten(monkeypatch)
+    monkeypatch.setattr(gpt, "SHAKESPEARE_URL", UNREACHABLE)
     (in_tmp / "cats.txt").write_text(TEXT, encoding="utf-8")
     return in_tmp
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory):
-    """One run of `python gpt.py` on a small text: its folder and its output."""
-    folder = tmp_path_factory.mktemp("story")
+def trained(tmp_path_factory):
+    """One run of `python gpt.py` on a small text: its folder, and what it printed."""
+    folder = tmp_path_factory.mktemp("trained")
     (folder / "cats.txt").write_text(TEXT, encoding="utf-8")
-    with contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+        shorten(patch)
         code, output, error = main(*CATS)
     assert (code, error) == (0, "")
     return folder, output
 
 
-def test_the_story_tells_its_chapters_in_80_columns(story):
-    output = story[1]
-    titles = ["1. Text", "2. Tokens", "3. Batches", "4. Bigram", "5. Attention, and 6. GPT", "7. Training", "8. Writing",
-              "9. The run"]
-    assert [line for line in output.splitlines() if line[:3] in {f"{i}. " for i in range(1, 10)}] == titles
-    assert max(map(len, output.splitlines())) < 80
-    assert "\r" not in output and "\x1b" not in output
-    steps = [line.split("  ")[0] for line in output.splitlines() if line.startswith("step") and "/40" in line]
-    assert steps == ["step 15/40", "step 30/40", "step 40/40"]
+@pytest.fixture
+def copy(trained, cats):
+    """The current folder, with a copy of that run in it."""
+    (cats / "data").mkdir()
+    for path in (trained[0] / "data").iterdir():
+        (cats / "data" / path.name).write_bytes(path.read_bytes())
+    return cats
 
 
-def test_the_story_ends_with_a_table_that_is_true(story):
-    folder, output = story
-    rows = table(output)
-    V = len(set(TEXT))
-    assert list(rows) == ["uniform", "bigram", "GPT"]
-    assert float(rows["uniform"][1]) == pytest.approx(math.log(V), abs=1e-4)
-    assert rows["bigram"][0] == f"{V * V:,}"
+# What a run prints and leaves
+
+
+def test_a_run_tells_its_chapters_in_80_columns(trained):
+    lines = trained[1].splitlines()
+    titles = [line for line, below in zip(lines, lines[1:]) if below and set(below) == {"-"}]
+    assert titles == ["1. Text", "2. Tokens", "3. Batches", "4. Bigram", "5 to 8. GPT", "9. Sampling", "10. The run"]
+    sampled = lines[lines.index("9. Sampling"):lines.index("10. The run")]      # the model decides on these
+    assert [line for line in lines if len(line) > 79 and line not in sampled] == []
+    assert "\r" not in trained[1] and "\x1b" not in trained[1]
+    assert [line.split("  ")[0] for line in lines if line.startswith("step ")] == ["step 15", "step 30", "step 40"]
+
+
+def test_a_run_ends_with_a_table_that_is_true(trained):
+    folder, output = trained
+    heads, *rows = [line.split() for line in output[output.index("\nmodel "):].splitlines()[1:4]]
+    assert heads == ["model", "parameters", "val_loss", "bits/char", "perplexity", "seconds"]
+    assert [row[0] for row in rows] == ["bigram", "GPT"]
     model, tokenizer = gpt.load_checkpoint(folder / "data" / "cats.pt")
-    assert rows["GPT"][0] == f"{gpt.count_parameters(model):,}"
-    val_data = gpt.split(torch.tensor(tokenizer.encode(TEXT)))[1]
-    assert float(rows["GPT"][1]) == pytest.approx(gpt.evaluate(model, val_data), abs=1e-4)
-    for loss, bits, perplexity in (map(float, row[1:4]) for row in rows.values()):
-        assert bits == pytest.approx(loss / math.log(2), abs=1e-3)
-        assert perplexity == pytest.approx(math.exp(loss), abs=0.01)
+    assert [row[1] for row in rows] == [f"{len(set(TEXT)) ** 2:,}", f"{gpt.count_parameters(model):,}"]
+    val_data = gpt.encode_text(gpt.split(TEXT)[1], tokenizer)
+    assert float(rows[1][2]) == pytest.approx(gpt.evaluate(model, val_data), abs=1e-4)
+    assert f"val {math.log(len(set(TEXT))):.4f} at first, {rows[0][2]} at the end" in output
+    for loss, bits, perplexity, seconds in (map(float, row[2:]) for row in rows):
+        assert bits == pytest.approx(loss / math.log(2), abs=1e-3)      # a token is a character here
+        assert perplexity == pytest.approx(math.exp(loss), abs=0.01) and seconds >= 0
 
 
-def test_the_story_leaves_its_files_and_says_what_is_next(story):
-    folder, output = story
-    assert files(folder) == ["cats-bigram.txt", "cats-gpt.txt", "cats.csv", "cats.pt"]
-    samples = [(folder / "data" / name).read_text() for name in ("cats-bigram.txt", "cats-gpt.txt")]
-    for sample in samples:
-        assert len(sample) == 1 + gpt.SAMPLE_TOKENS and sample[0] == "\n"
-        assert set(sample) <= set(TEXT)
-    assert samples[0] != samples[1]
-    with open(folder / "data" / "cats.csv", newline="") as file:
-        rows = list(csv.DictReader(file))
+def test_a_run_leaves_its_files_and_a_log_of_its_losses(trained):
+    folder, output = trained
+    assert files(folder) == ["cats-bigram.txt", "cats-gpt.txt", "cats-text.txt", "cats.csv", "cats.pt"]
+    rows = read_csv(folder / "data" / "cats.csv")
     assert [row["step"] for row in rows] == ["15", "30", "40"]
-    assert float(rows[1]["learning_rate"]) == pytest.approx(gpt.learning_rate_at(29, gpt.Config(max_steps=40)))
-    assert f"val {float(rows[-1]['val_loss']):.4f}" in output
-    commands = [line.split() for line in output.splitlines() if line.startswith("    ")][-2:]
-    assert commands[1] == ["diff", "-y", "data/cats-bigram.txt", "data/cats-gpt.txt"]
-    with contextlib.chdir(folder):
-        assert main(*commands[0][2:])[0] == 0 and commands[0][:2] == ["python", "gpt.py"]
+    for row in rows:
+        rate = gpt.learning_rate_at(int(row["step"]) - 1, gpt.Config(max_steps=40))
+        assert float(row["learning_rate"]) == pytest.approx(rate)
+        assert f"step {row['step']}  train {float(row['train_loss']):.4f}  val {float(row['val_loss']):.4f}\n" in output
+    history = gpt.read_checkpoint(folder / "data" / "cats.pt").state.history
+    assert [{name: float(value) for name, value in row.items()} for row in rows] == history
 
 
-def test_bigram_prints_the_same_form_and_leaves_the_same_sample(story, in_tmp):
-    (in_tmp / "cats.txt").write_text(TEXT)
-    command = lambda arguments: gpt.run_cleanly("bigram.py", bigram.command, arguments)
-    code, output, error = main("--text", "cats.txt", program=command)
-    assert (code, error) == (0, "")
-    ours, theirs = table(output), table(story[1])
-    assert ours["uniform"] == theirs["uniform"] and ours["bigram"][:4] == theirs["bigram"][:4]
-    assert "'q'" not in output and "'T'      'h'" in output             # after T comes h, in TEXT always
-    sample = in_tmp / "data" / "cats-bigram.txt"
-    assert sample.read_text() == (story[0] / "data" / "cats-bigram.txt").read_text()
-    sample.write_text("something else")
-    assert main("--text", "cats.txt", program=command)[0] == 0
-    assert (in_tmp / "data" / "cats-1-bigram.txt").read_text() == "something else"      # never written over
+@pytest.mark.parametrize("options", [["--tokenizer", "bpe", "--vocab_size", 280], ["--position", "rotary", "--no-bias"],
+                                     ["--position", "sinusoidal", "--tie_weights"]])
+def test_other_models_run_are_resumed_and_write(cats, options):
+    assert main(*CATS, *options, "--max_steps", 20)[0] == 2             # max_steps is given twice
+    assert main(*CATS[:-4], *options, "--max_steps", 20, "--eval_interval", 10)[0] == 0
+    code, output, _ = main(*RESUME, "--max_steps", 25)
+    assert code == 0 and "going on from step 20\n" in output and "step 25  train" in output
+    model, _ = gpt.load_checkpoint("data/cats.pt")
+    assert (model.lm_head.weight is model.token_embedding.weight) == ("--tie_weights" in options)
+    assert main("sample", "--prompt", "The cat", "--tokens", 9)[0] == 0
+    for name in files(cats)[:3]:
+        lines = (cats / "data" / name).read_text().split("\n")
+        assert lines.pop() == "" and all(len(line) <= 37 for line in lines)
 
 
-def test_sample_writes_from_the_run_that_it_names(story, monkeypatch):
-    arguments = ["--prompt", r"The cat\nThe", "--tokens", "30", "--seed", "1", "--top_k", "5", "--top_p", "0.9"]
-    monkeypatch.chdir(story[0])
-    code, written, said = main("sample", *arguments)
-    assert code == 0 and said == "data/cats.pt writes:\n"
-    assert written.startswith("The cat\nThe") and len(written) == 11 + 30 + 1
-    for run in ("cats", "data/cats.pt", story[0] / "data" / "cats.pt"):
-        assert main("sample", run, *arguments)[1] == written            # the same seed, the same text
-    assert main("sample", *arguments[:-6], "--tokens", "30")[1] != main("sample", *arguments[:-6], "--tokens", "30")[1]
-
-
-def test_a_reader_that_leaves_ends_a_command_quietly(story):
-    gpt_py = f"{sys.executable} {ROOT / 'gpt.py'}"
-    script = f"{gpt_py} sample --tokens 3000 2>&1 | head -c 25; echo ${{PIPESTATUS[0]}} >&2"
-    done = subprocess.run(["bash", "-c", script], cwd=story[0], capture_output=True, timeout=60)
-    assert done.stderr == b"141\n" and len(done.stdout) == 25           # not 0: it has not done all of its work
-
-
-def test_with_no_network_the_manual_is_learned_under_its_own_name(in_tmp, short_baseline, monkeypatch):
-    monkeypatch.setattr(gpt, "SHAKESPEARE_URL", "http://127.0.0.1:9/")
-    monkeypatch.setattr(time, "sleep", lambda seconds: None)            # between the tries
+def test_with_no_network_the_manual_is_learned_under_its_own_name(cats):
     code, output, error = main(*TINY[:-4], "--max_steps", 3)
     assert (code, error) == (0, "")
-    assert "ConnectionError" in output and "data/tinyshakespeare.txt" in output
-    assert files(in_tmp) == ["manual-bigram.txt", "manual-gpt.txt", "manual.csv", "manual.pt"]
+    told = [line for line in output.splitlines() if "Tiny Shakespeare" in line]
+    assert len(told) == 1 and "ConnectionError" in told[0]
+    assert UNREACHABLE in told[0] and "data/tinyshakespeare.txt" in told[0]
+    assert files(cats) == ["manual-bigram.txt", "manual-gpt.txt", "manual-text.txt", "manual.csv", "manual.pt"]
+
+
+def test_line_ends_of_other_systems_and_a_byte_order_mark_are_not_learned(cats):
+    (cats / "bom.txt").write_bytes(b"\xef\xbb\xbf" + TEXT.replace("\n", "\r\n").encode())
+    assert gpt.load_text(cats / "bom.txt") == ("bom", TEXT)
+
+
+def test_any_text_is_learned_and_printed_where_the_terminal_knows_only_ascii(cats):
+    (cats / "straße.txt").write_text("Größe 東京 🙂 naïve\n" * 60, encoding="utf-8")
+    output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    with contextlib.redirect_stdout(output):
+        assert gpt.main(["--text", "straße.txt", *map(str, TINY)]) == 0
+    assert "東京" in output.buffer.getvalue().decode("utf-8")
+    assert gpt.load_checkpoint("data/straße.pt")[1].vocabulary == "".join(sorted(set("Größe 東京 🙂 naïve\n")))
+
+
+def test_control_characters_reach_the_files_but_not_the_terminal(cats):
+    text = "bell\a and \x1b[2J clear, 東京 and 🙂\n" * 300
+    (cats / "odd.txt").write_text(text, encoding="utf-8")
+    code, output, _ = main("--text", "odd.txt", *TINY)
+    assert code == 0 and not set(output) & {"\x1b", "\a", "\r"} and r"\x1b[2J" in output
+    assert "\x1b" in (cats / "data" / "odd-text.txt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("text", ["a" * 2000, "\n" * 2000, "ab\n" * 700])
+def test_odd_texts_are_learned(cats, text):
+    (cats / "odd.txt").write_text(text)
+    code, output, error = main("--text", "odd.txt", *TINY)
+    assert (code, error) == (0, "") and "GPT " in output
+
+
+def test_the_output_may_be_closed(cats):
+    with contextlib.redirect_stdout(None):
+        assert gpt.main([str(argument) for argument in CATS]) == 0
+
+
+# Writing with a model that was trained
+
+
+def test_sample_writes_from_the_run_that_it_names(trained, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    arguments = ["--prompt", r"The cat\nThe", "--tokens", "30", "--top_k", "5", "--top_p", "0.9"]
+    code, written, said = main("sample", *arguments)
+    assert code == 0 and said.startswith("data/cats.pt writes, with --seed ") and said.count("\n") == 1
+    assert written.startswith("The cat\nThe") and len(written) == 11 + 30 + 1
+    seed = said.split()[-1].rstrip(":")
+    for run in ("cats", "cats.pt", "data/cats.pt", trained[0] / "data" / "cats.pt"):
+        assert main("sample", run, *arguments, "--seed", seed)[1] == written        # the same seed, the same text
+    assert len({main("sample", "--tokens", "30")[1] for _ in range(3)}) > 1         # else, another one each time
+
+
+@pytest.mark.parametrize("prompt", ["", "The cat number 7 sat on mat 3.\\n" * 3])
+def test_an_empty_and_a_long_prompt_are_fine(trained, monkeypatch, prompt):
+    monkeypatch.chdir(trained[0])
+    code, output, _ = main("sample", "cats", "--prompt", prompt, "--tokens", "20", "--seed", "1")
+    assert code == 0 and len(output) == len(prompt.replace("\\n", "\n") or "\n") + 20 + 1
+
+
+def test_the_smallest_top_p_keeps_the_likeliest_token(trained, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    greedy = main("sample", "--temperature", "0", "--tokens", "20")[1]
+    assert main("sample", "--top_p", "1e-46", "--tokens", "20")[1] == greedy
+
+
+def test_a_reader_that_leaves_ends_a_command_quietly(trained, monkeypatch):
+    monkeypatch.chdir(trained[0])
+    reader, writer = os.pipe()
+    os.close(reader)
+    with open(writer, "w") as output, contextlib.redirect_stdout(output), contextlib.redirect_stderr(io.StringIO()) as error:
+        assert gpt.main(["sample", "--tokens", "30"]) == 141            # not 0: it has not done all of its work
+    assert error.getvalue().count("\n") == 1 and "writes, with --seed" in error.getvalue()
+
+
+# Mistakes
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--text", "missing.txt"], "missing.txt"), (["--text", "."], "'.'"), (["--text", "latin.txt"], "not UTF-8"),
-    (["--text", "short.txt"], "must be at least 65"), (["--text", "empty.txt"], "empty.txt is empty"),
-    (["--text", "cats.txt", "--block_size", "9000"], "must be at least 9001"),
-    (["--n_layers", "3"], "--n_layers"), (["--n_layer", "many"], "many"), (["--n_layer", "0"], "n_layer"),
-    (["--device", "abacus"], "no device 'abacus' here"), (["--position", "nowhere"], "nowhere"),
-    (["poem"], "no demo poem, only hello, count, random, coder"), (["my.txt"], "a text goes with --text"),
-    (["smaple"], "sample, runs, sizes"), (["--seed", "1", "sample"], "come first"), (["help"], "no demo help"),
+    (["--text", "missing.txt"], "missing.txt"), (["--text", "."], "'.'"), (["--text", "latin.txt"], "latin.txt is not UTF-8"),
+    (["--text", "utf16.txt"], "not UTF-8"), (["--text", "utf16le.txt"], "not UTF-8; UTF-16?"),
+    (["--text", "empty.txt"], "empty.txt is empty"), (["--text", "short.txt"], "tokens are too few"),
+    (["--text", "a.txt"], "tokens are too few"), (["--text", "cats.txt", "--block_size", "9000"], "tokens are too few"),
+    ([*CATS, "--seed", "1", "--seed=2"], "--seed is given 2 times"), (["sample", "--top_k", "1", "--top_k", "2"], "--top_k"),
+    (["--n_layers", "3"], "--n_layers"), (["--max-steps", "3"], "--max-steps"), (["--bogus"], "--bogus"),
+    (["--text", "cats.txt", "--device", "abacus"], "no device 'abacus' here"),
+    (["hello"], "tests/demos.py"), (["count", "--n_layer", "2"], "tests/demos.py"), (["help"], "help"),
+    (["cats.txt"], "a text goes with --text"), (["smaple"], "sample and runs"), (["--seed", "1", "sample"], "sample and runs"),
     (["--name", "a/b", "--text", "cats.txt"], "'a/b'"), (["--name", "..", "--text", "cats.txt"], "'..'"),
-    (["--text", "cats.txt", "--resume"], "there is no data/cats.pt to resume; `python gpt.py runs` lists"),
-    (["sample"], "`python gpt.py` makes one"), (["sample", "--top_p", "2"], "`python gpt.py` makes one"),
-    (["sample", "nobody"], "no run nobody"), (["sample", "--tokens", "few"], "few"), (["--bogus"], "--bogus"),
-    (["hello", "--text", "cats.txt"], "leave out"), (["--vocab_size", "99"], "--tokenizer bpe"),
-    (["--size", "8M"], "'7M', '11M'"), (["--tokenizer", "word"], "char or bpe"),
+    (["--name", ".", "--text", "cats.txt"], "'.'"), (["--name", "x" * 201, "--text", "cats.txt"], "xxx"),
+    (["--name", "ü" * 101, "--text", "cats.txt"], "--name"), (RESUME, "data/cats.pt"),
+    (["sample"], "`python gpt.py` makes one"), (["sample", "nobody"], "no run nobody"), (["sample", "gpt2"], "data/gpt2"),
+    (["sample", "--tokens", "few"], "few"), (["runs", "all"], "all"), (["--size", "8M"], "'7M', '11M'"),
+    (["--text", "cats.txt", "--vocab_size", "99"], "--tokenizer bpe"), (["--tokenizer", "word"], "'word'"),
     (["--tokenizer", "bpe", "--vocab_size", "256", "--text", "cats.txt"], "at least 257"),
-    (["hello", "--n_embd", "33"], "n_embd must be a multiple of n_head=4"),
-    (["hello", "--position", "rotary", "--n_embd", "12"], "rotary positions need pairs"),
     (["--tokenizer", "bpe", "--vocab_size", "9000", "--text", "cats.txt"], "too short for vocab_size=9000"),
 ])
-def test_a_mistake_gets_one_line_and_exit_code_2(cats, arguments, words):
+def test_a_mistake_gets_one_line_and_exit_code_2_and_touches_nothing(cats, arguments, words):
     (cats / "latin.txt").write_bytes(b"na\xefve" * 100)
-    (cats / "short.txt").write_text("Hello there!")
+    (cats / "utf16.txt").write_bytes(TEXT.encode("utf-16"))
+    (cats / "utf16le.txt").write_bytes(TEXT.encode("utf-16-le"))
+    (cats / "short.txt").write_text("Hello there, you two! " * 3)
+    (cats / "a.txt").write_text("a")
     (cats / "empty.txt").write_text("")
     before = sorted(cats.rglob("*"))
-    one_line(*arguments, words=words)
+    assert len(one_line(*arguments, words=words)) < 500
     assert sorted(cats.rglob("*")) == before
 
 
-def test_help_explains_every_setting_and_what_may_be_chosen():
+def test_help_explains_every_hyperparameter_and_what_may_be_chosen():
     code, output, _ = main("--help")
-    assert code == 0
     said = " ".join(output.split())
-    for name in vars(gpt.Config()):
-        assert f"--{name}" in said
-    for words in ("learned, sinusoidal or rotary", "char, a character, or bpe", "hello", "runs", "sizes", "(3000)"):
+    assert code == 0
+    for name, field in gpt.Config.__dataclass_fields__.items():
+        assert f"--{name}" in said and f"{field.metadata['meaning']} ({field.default})" in said
+    for words in ("learned, sinusoidal, rotary", "--no-head_start", "gpt.py sample", "gpt.py runs", "tests/"):
         assert words in said
     assert main("sample", "--help")[0] == main("runs", "--help")[0] == 0
 
 
-def test_importing_does_no_work_and_prints_nothing(tmp_path):
-    code = "import gpt, bigram; print(gpt.Config().block_size)"
+def test_importing_changes_nothing_for_its_user_and_prints_nothing(tmp_path):
+    code = """import random, signal, sys, warnings
+warnings.simplefilter("ignore")                 # torch warns that NumPy is missing
+import requests, torch                          # what these change is not our doing
+
+def state():
+    return (torch.get_rng_state().tolist(), random.getstate(), signal.getsignal(signal.SIGINT), warnings.filters[:],
+            torch.get_default_dtype(), (torch.tensor([2e-38]) / 1e3).item(), sys.excepthook, sys.stdout.errors)
+
+before = state()
+import gpt
+print(before == state(), gpt.Config().block_size)"""
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
                           capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == (f"{gpt.Config().block_size}\n", "")
+    assert (done.stdout, done.stderr) == (f"True {gpt.Config().block_size}\n", "")
     assert list(tmp_path.iterdir()) == []
 
 
+def test_in_a_notebook_the_arguments_of_its_kernel_are_not_ours(monkeypatch):
+    asked = []
+    monkeypatch.setitem(sys.modules, "ipykernel", gpt)
+    monkeypatch.setattr(sys, "argv", ["ipykernel_launcher.py", "-f", "kernel.json"])
+    monkeypatch.setattr(gpt, "run_command", asked.append)
+    assert gpt.main() == 0 and asked == [[]]
+    monkeypatch.delitem(sys.modules, "ipykernel")
+    assert gpt.main() == 0 and asked == [[], ["-f", "kernel.json"]]
+
+
+@pytest.mark.parametrize("error, words", [
+    (MemoryError(), "not enough memory; a smaller model"), (torch.OutOfMemoryError("CUDA out of memory.\nAnd more"), "CUDA out of memory.; "),
+    (RuntimeError("no C++ compiler was found\nand a long story"), "no C++ compiler was found; a smaller model or batch, --device cpu")])
+def test_a_failure_of_a_device_or_a_compiler_gets_one_line(cats, monkeypatch, error, words):
+    def fail(*arguments):
+        raise error
+    monkeypatch.setattr(gpt, "training_step", fail)
+    one_line(*CATS, words=words)
+
+
+def test_compile_trains_the_same_and_saves_what_is_not_compiled(copy, trained, monkeypatch):
+    compiled = []
+    monkeypatch.setattr(gpt.nn.Module, "compile", lambda model: compiled.append(model))
+    assert main(*CATS, "--name", "fast", "--compile")[0] == 0
+    assert len(compiled) == 1
+    assert (copy / "data" / "fast-gpt.txt").read_bytes() == (trained[0] / "data" / "cats-gpt.txt").read_bytes()
+    assert gpt.load_checkpoint("data/fast.pt")[0].state_dict().keys() == gpt.load_checkpoint("data/cats.pt")[0].state_dict().keys()
+
+
 # Stopping and going on
+
+
+def interrupt_at(monkeypatch, step, error=KeyboardInterrupt):
+    """Press Ctrl-C in that step of the GPT's training."""
+    as_it_is = gpt.training_step
+
+    def pressed(model, optimizer, data, at, config):
+        if at == step and config.block_size > 1:
+            raise error
+        return as_it_is(model, optimizer, data, at, config)
+
+    monkeypatch.setattr(gpt, "training_step", pressed)
 
 
 def run_in_terminal(folder, *arguments, interrupt_after=None):
@@ -228,316 +363,176 @@ def run_in_terminal(folder, *arguments, interrupt_after=None):
     return output.decode(), process.wait(), time.monotonic() - pressed
 
 
-def same_weights(one, other):
-    ours, theirs = (gpt.load_run(folder / "data" / "cats.pt") for folder in (one, other))
-    return all(torch.equal(weight, theirs.model.state_dict()[name]) and
-               torch.equal(ours.report.best[name], theirs.report.best[name])
-               for name, weight in ours.model.state_dict().items())
-
-
-def test_ctrl_c_stops_at_once_and_resume_goes_on_to_the_same_end(cats, monkeypatch):
+def test_ctrl_c_stops_at_once_and_says_how_to_go_on(cats):
     settings = [*CATS[:-4], "--max_steps", 3000, "--eval_interval", 50, "--dropout", 0.1]
-    output, code, seconds = run_in_terminal(cats, *settings, interrupt_after=b"/3000  train")
+    output, code, seconds = run_in_terminal(cats, *settings, interrupt_after=b"step 50  train")
     last = output.splitlines()[-1]
-    assert code == 130 and seconds < 3 and last.startswith("gpt.py: stopped; step ") and "--resume" in last
-    assert "\rstep" in output and "9. The run" not in output    # redrawn in place, and nothing after the stop
-    saved = gpt.load_run(cats / "data" / "cats.pt")
-    assert f"step {saved.report.step} is saved" in last and saved.report.step % 50 == 0
-
-    more = ["--max_steps", saved.report.step + 70]              # the rest would take too long for a test
-    code, output, error = main("--text", "cats.txt", "--resume", *more)
-    assert (code, error) == (0, "") and gpt.load_run("data/cats.pt").config.dropout == 0.1
-    kept = {name: (cats / "data" / name).read_bytes() for name in ("cats.csv", "cats-gpt.txt")}
-    assert kept["cats.csv"].splitlines()[-1].startswith(f"{saved.report.step + 70},".encode())
+    assert code == 130 and seconds < 5 and last.startswith("gpt.py: stopped; step ")
+    assert "\rstep " in output and "/3000, " in output and "9. Sampling" not in output  # progress is redrawn in place
+    saved = gpt.read_checkpoint(cats / "data" / "cats.pt")
+    assert f"step {saved.state.step} is saved" in last and "--resume --name cats" in last
+    assert saved.state.step % 50 == 0 and saved.config.dropout == 0.1
+    code, _, error = main(*RESUME, "--max_steps", saved.state.step + 70)    # the rest would take too long for a test
+    assert (code, error) == (0, "")
+    assert read_csv("data/cats.csv")[-1]["step"] == str(saved.state.step + 70)
 
 
-def interrupt_at(monkeypatch, step):
-    """Press Ctrl-C in that step of the GPT's training."""
-    as_it_is = gpt.training_step
-
-    def pressed(model, optimizer, data, at, config):
-        if at == step and config.block_size > 1:
-            raise KeyboardInterrupt
-        return as_it_is(model, optimizer, data, at, config)
-
-    monkeypatch.setattr(gpt, "training_step", pressed)
-
-
-def test_an_interrupted_run_ends_as_one_that_never_stopped(cats, tmp_path_factory, monkeypatch):
-    settings = [*CATS, "--dropout", 0.1, "--max_steps", 45]
+@pytest.mark.parametrize("seconds, options", [                  # seconds between saves; -1: each step is saved
+    (60, []), (-1, ["--tokenizer", "bpe", "--vocab_size", 270, "--tie_weights", "--position", "sinusoidal"])])
+def test_an_interrupted_run_ends_as_one_that_never_stopped(cats, tmp_path_factory, monkeypatch, seconds, options):
+    monkeypatch.setattr(gpt, "SAVE_SECONDS", seconds)
+    settings = [*CATS[:-4], "--dropout", 0.1, "--max_steps", 45, "--eval_interval", 15, *options]
     whole = tmp_path_factory.mktemp("whole")
     with contextlib.chdir(whole):
         (whole / "cats.txt").write_text(TEXT)
         assert main(*settings)[0] == 0
-    for step, last in ((7, 0), (20, 15), (44, 30)):
+    for step, last in ((0, 0), (7, 0), (20, 15), (44, 30)):
         with monkeypatch.context() as patch:
             interrupt_at(patch, step)
-            code, output, error = main(*(settings if step == 7 else ["--text", "cats.txt", "--resume"]))
-        assert code == 130
-        assert error == (f"gpt.py: stopped; step {last} is saved, and the same command with --resume --name cats goes "
-                         f"on from there\n")
-    code, output, _ = main("--text", "cats.txt", "--resume")
-    assert code == 0 and "step 250/500" not in output           # the bigram is in the checkpoint
-    assert same_weights(cats, whole)
-    for name in ("cats.csv", "cats-gpt.txt", "cats-bigram.txt"):
-        assert (cats / "data" / name).read_bytes() == (whole / "data" / name).read_bytes()
-
-
-def test_saves_by_time_are_as_good_as_those_at_evaluations(cats, monkeypatch):
-    monkeypatch.setattr(gpt, "SAVE_SECONDS", 0)
-    interrupt_at(monkeypatch, 22)
-    assert "step 22 is saved" in main(*CATS)[2]
-    report = gpt.load_run("data/cats.pt").report
-    assert (report.step, len(report.history)) == (22, 1) and report.loss_sum > 0
+            code, _, error = main(*(settings if step == 0 else RESUME))
+        last = last if seconds > 0 else step
+        assert code == 130 and error == (f"gpt.py: stopped; step {last} is saved, and the same command with --resume "
+                                         f"--name cats goes on from there\n")
+        assert gpt.read_checkpoint("data/cats.pt").state.step == last
+        assert main("sample", "--tokens", 5)[0] == 0            # even before the first step
+    assert main(*RESUME)[0] == 0
+    assert_same_run(cats, whole)
+    assert files(cats) == files(whole)
 
 
 def test_ctrl_c_before_the_first_save(cats, monkeypatch):
     def pressed(*arguments):
         raise KeyboardInterrupt
-    monkeypatch.setattr(gpt, "train_bigram", pressed)
+    monkeypatch.setattr(gpt, "prepare_data", pressed)
     assert main(*CATS)[::2] == (130, "gpt.py: stopped before anything was saved\n")
     monkeypatch.setattr(gpt, "load_text", pressed)
     assert main(*CATS)[::2] == (130, "gpt.py: stopped\n")
+    assert not (cats / "data").exists()
 
 
-def test_ctrl_c_while_torch_is_loaded_ends_without_a_word(tmp_path):
-    (tmp_path / "torch.py").write_text("import time\nprint('loading', flush=True)\ntime.sleep(30)\n")
-    process = subprocess.Popen([sys.executable, ROOT / "gpt.py"], env={**os.environ, "PYTHONPATH": str(tmp_path)},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout.readline() == "loading\n"
-    process.send_signal(signal.SIGINT)
-    assert process.communicate(timeout=5) == ("", "") and process.returncode == -signal.SIGINT      # 130 in a shell
+def test_ctrl_c_before_a_resumed_run_has_begun_says_what_is_saved(copy, monkeypatch):
+    def pressed(*arguments):
+        raise KeyboardInterrupt
+    monkeypatch.setattr(gpt, "prepare_data", pressed)
+    code, _, error = main(*RESUME, "--max_steps", 60)
+    assert code == 130 and error.startswith("gpt.py: stopped; step 40 is saved, ")
 
 
-def test_resume_takes_its_settings_from_the_checkpoint_and_refuses_others(cats):
-    assert main(*CATS)[0] == 0
-    before = contents(cats)
+def test_a_run_saved_before_its_first_evaluation_may_end_there(cats, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(gpt, "SAVE_SECONDS", -1)
+        interrupt_at(patch, 7)
+        assert "step 7 is saved" in main(*CATS)[2]
+    saved = gpt.read_checkpoint("data/cats.pt")
+    assert (saved.state.step, saved.state.history, saved.state.best) == (7, [], None) and saved.state.loss_sum > 0
+    code, output, error = main(*RESUME, "--max_steps", 7)
+    assert (code, error) == (0, "") and "step 7  train" in output
+    saved = gpt.read_checkpoint("data/cats.pt")
+    assert [row["step"] for row in saved.state.history] == [7] and files(cats)[1] == "cats-gpt.txt"
+    assert f"{saved.state.history[0]['val_loss']:.4f}" in output[output.index("\nmodel "):]
+
+
+def test_resume_takes_its_settings_from_the_checkpoint_and_refuses_others(copy):
+    before = contents(copy)
     for change, words in ((["--n_embd", "32"], "n_embd=16, not 32"), (["--seed", "5"], "seed=1337, not 5"),
                           (["--block_size", "32"], "block_size=16, not 32"), (["--size", "11M"], "not"),
-                          (["--tokenizer", "bpe", "--vocab_size", "280"], "not"),
-                          (["--max_steps", "30"], "trained for 40 steps; max_steps=30 is less")):
-        one_line("--text", "cats.txt", "--resume", *change, words=words)
-    (cats / "cats.txt").write_text(TEXT.replace("cat", "act"))
-    one_line("--text", "cats.txt", "--resume", words="another text")
-    (cats / "cats.txt").write_text(TEXT)
-    assert contents(cats) == before
-    code, output, _ = main("--text", "cats.txt", "--resume", "--max_steps", "60", "--eval-interval", "20", "--n_embd", "16")
-    assert code == 0 and "step 60/60" in output
-    run = gpt.load_run("data/cats.pt")
-    assert (run.config.n_embd, run.config.max_steps, run.report.step) == (16, 60, 60)
-    assert [row["step"] for row in run.report.history] == [15, 30, 40, 60]
+                          (["--vocab_size", "280"], "vocab_size=26, not 280"), (["--tokenizer", "bpe"], "tokenizer"),
+                          (["--max_steps", "30"], "has made 40 steps"), (["--eval_interval", "0"], "eval_interval")):
+        one_line(*RESUME, *change, words=words)
+    (copy / "cats.txt").write_text(TEXT.replace("cat", "act"))
+    one_line(*RESUME, words="another text")
+    (copy / "cats.txt").write_text(TEXT)
+    assert contents(copy) == before
+    code, output, _ = main(*RESUME, "--max_steps", "60", "--eval_interval", "20", "--n_embd", "16")
+    assert code == 0 and "step 60  train" in output
+    run = gpt.read_checkpoint("data/cats.pt")
+    assert (run.config.n_embd, run.config.max_steps, run.config.eval_interval, run.state.step) == (16, 60, 20, 60)
+    assert [row["step"] for row in run.state.history] == [15, 30, 40, 60]
 
 
-def test_resume_of_a_finished_run_writes_what_is_missing(story, cats):
-    (cats / "data").mkdir()
-    (cats / "data" / "cats.pt").write_bytes((story[0] / "data" / "cats.pt").read_bytes())
-    assert main("--text", "cats.txt", "--resume")[0] == 0
-    for name in ("cats.csv", "cats-gpt.txt", "cats-bigram.txt"):
-        assert (cats / "data" / name).read_bytes() == (story[0] / "data" / name).read_bytes()
+def test_resume_of_a_finished_run_writes_what_is_missing(copy, trained):
+    for name in ("cats.csv", "cats-text.txt", "cats-bigram.txt", "cats-gpt.txt"):
+        (copy / "data" / name).unlink()
+    code, output, error = main(*RESUME)
+    assert (code, error) == (0, "") and "going on from step 40\n" in output
+    assert_same_run(copy, trained[0])
+    assert files(copy) == files(trained[0])
 
 
 # Nothing is written over
 
 
-def test_a_new_run_sets_the_one_before_aside(cats):
-    assert main(*CATS)[0] == 0
-    first = {path.name: content for path, content in contents(cats / "data").items()}
+def test_a_new_run_sets_the_one_before_aside(copy):
+    first = {path.name: content for path, content in contents(copy / "data").items()}
     code, output, _ = main(*CATS, "--seed", 2)
-    assert code == 0 and "what was kept as cats is now called cats-1\n" in output
-    assert files(cats) == ["cats-1-bigram.txt", "cats-1-gpt.txt", "cats-1.csv", "cats-1.pt",
-                           "cats-bigram.txt", "cats-gpt.txt", "cats.csv", "cats.pt"]
-    assert all((cats / "data" / name.replace("cats", "cats-1")).read_bytes() == content
+    assert code == 0 and "the earlier run cats is now called cats-1\n" in output
+    assert files(copy) == sorted([*first, *(name.replace("cats", "cats-1") for name in first)])
+    assert all((copy / "data" / name.replace("cats", "cats-1")).read_bytes() == content
                for name, content in first.items())
     assert main("sample", "cats-1", "--tokens", 5)[0] == 0
-    assert main(*CATS, "--name", "dogs")[0] == 0 and "dogs.pt" in files(cats)
+    assert main(*CATS, "--name", "x" * 200)[0] == 0             # the longest name that fits
     code, output, _ = main("runs")
-    assert code == 0 and [line.split()[0] for line in output.splitlines()] == ["run", "cats-1", "cats", "dogs"]
-    assert output.splitlines()[1].split()[2] == "40/40"
-    one_line("sample", "birds", words="cats-1, cats, dogs")
+    assert code == 0 and [line.split()[0] for line in output.splitlines()] == ["cats-1", "cats", "x" * 200]
+    val_loss = gpt.read_checkpoint("data/cats-1.pt").state.history[-1]["val_loss"]
+    assert output.splitlines()[0].split()[1:5] == ["step", "40/40", "val", f"{val_loss:.4f}"]
+    one_line("sample", "birds", words="cats-1, cats, xxx")
 
 
-def test_a_run_that_is_stopped_at_once_has_not_harmed_the_one_before(cats, monkeypatch):
-    assert main(*CATS)[0] == 0
-    good = contents(cats / "data")
-    interrupt_at(monkeypatch, 3)
-    assert main(*CATS)[0] == 130
-    assert {content for content in contents(cats / "data").values()} >= set(good.values())
+@pytest.mark.parametrize("renames", range(5))
+def test_a_stop_while_a_run_is_set_aside_loses_nothing(copy, monkeypatch, renames):
+    kept, rename, count = set(contents(copy / "data").values()), gpt.Path.rename, iter(range(9))
+
+    def stopped(path, target):
+        if next(count) == renames:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(gpt.Path, "rename", stopped)
+        assert main(*CATS)[0] == 130
+    assert set(contents(copy / "data").values()) == kept
+    gpt.set_aside("cats")
+    assert set(contents(copy / "data").values()) == kept and "cats.pt" not in files(copy)
 
 
-@pytest.mark.parametrize("name", ["cats.csv", "cats-gpt.txt"])
-def test_files_that_are_no_runs_are_left_alone(cats, name):
+@pytest.mark.parametrize("name", ["cats.csv", "cats-gpt.txt", "cats-text.txt", "cats-bigram.txt", "cats-1.pt"])
+def test_a_file_of_the_user_is_not_written_over(cats, name):
     (cats / "data").mkdir()
     (cats / "data" / name).write_text("my own work")
-    before = contents(cats)
-    one_line(*CATS, words=f"data/{name} belongs to no run")
-    assert contents(cats) == before
-    (cats / "data" / "mine-gpt.txt").write_text(TEXT)
-    one_line("--text", "data/mine-gpt.txt", "--name", "mine", words="mine-gpt.txt")
-
-
-def test_a_text_in_data_is_not_written_over(cats):
-    (cats / "data").mkdir()
-    (cats / "data" / "poems-bigram.txt").write_text(TEXT)
-    one_line("--text", "data/poems-bigram.txt", "--name", "poems", words="would write over data/poems-bigram.txt")
-
-
-def test_a_run_whose_name_is_taken_meanwhile_goes_on_under_another(cats, monkeypatch):
-    as_it_is = gpt.training_step
-
-    def meanwhile(model, optimizer, data, step, config):
-        if step == 20 and config.block_size > 1:
-            (cats / "data" / "cats.pt").unlink()
-            (cats / "data" / "cats.pt").write_bytes(b"of another run")
-        return as_it_is(model, optimizer, data, step, config)
-
-    monkeypatch.setattr(gpt, "training_step", meanwhile)
-    code, output, _ = main(*CATS)
-    assert code == 0 and "another run is kept as cats now; this one goes on as cats-1\n" in output
-    assert (cats / "data" / "cats.pt").read_bytes() == b"of another run"
-    assert gpt.load_run(cats / "data" / "cats-1.pt").report.step == 40
-    assert {"cats-1.csv", "cats-1-gpt.txt"} <= set(files(cats)) and "data/cats-1-gpt.txt" in output
-
-
-def test_a_link_stays_a_link(cats, tmp_path_factory):
-    target = tmp_path_factory.mktemp("elsewhere")
-    (cats / "data").symlink_to(target)
     assert main(*CATS)[0] == 0
-    moved = target / "moved.pt"
-    (cats / "data" / "cats.pt").rename(moved)
-    (cats / "data" / "cats.pt").symlink_to(moved)
-    assert main("--text", "cats.txt", "--resume", "--max_steps", 45)[0] == 0
-    assert (cats / "data" / "cats.pt").is_symlink() and gpt.load_run(moved).report.step == 45
+    assert b"my own work" in contents(cats / "data").values()
+    (cats / "data" / "mine-gpt.txt").write_text(TEXT)
+    one_line("--text", "data/mine-gpt.txt", "--name", "mine", words="would write over data/mine-gpt.txt")
+    one_line("--text", cats / "data" / "mine-gpt.txt", "--name", "mine", words="mine-gpt.txt; give it another --name")
+
+
+def test_links_in_data_are_followed_or_set_aside(copy, tmp_path_factory):
+    elsewhere = tmp_path_factory.mktemp("elsewhere")
+    (copy / "data").rename(elsewhere / "data")
+    (copy / "data").symlink_to(elsewhere / "data")              # the folder may be a link
+    (copy / "data" / "gone.pt").symlink_to("nowhere.pt")        # what a link names may be gone
+    assert main(*RESUME, "--max_steps", 45)[0] == 0
+    code, output, _ = main("runs")
+    assert code == 0 and len(output.splitlines()) == 1 and "45/45" in output
+    assert main(*CATS, "--name", "gone")[0] == 0
+    assert (elsewhere / "data" / "gone-1.pt").is_symlink() and not (elsewhere / "data" / "gone.pt").is_symlink()
+    assert main("sample", "gone", "--tokens", 5)[0] == 0
 
 
 def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
     path = tmp_path / "new" / "file"
-    gpt.write_whole(path, b"before")
+    with gpt.atomic_write(path) as file:
+        file.write(b"before")
+        assert not path.exists()
+    assert path.read_bytes() == b"before"
+    with pytest.raises(ZeroDivisionError), gpt.atomic_write(path) as file:
+        file.write(b"half of what")
+        raise ZeroDivisionError
     with monkeypatch.context() as patch:
-        patch.setattr(gpt.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space left on device: .*file"):
-            gpt.write_whole(path, b"half of what")
+        patch.setattr(gpt.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left on device"), gpt.atomic_write(path) as file:
+            file.write(b"half of what")
     assert path.read_bytes() == b"before" and list(path.parent.iterdir()) == [path]
-    gpt.write_whole(path, b"after")
+    with gpt.atomic_write(path) as file:
+        file.write(b"after")
     assert path.read_bytes() == b"after" and list(path.parent.iterdir()) == [path]
-
-
-# What is shown
-
-
-def test_control_and_wide_characters_do_not_upset_a_terminal(in_tmp, short_baseline):
-    (in_tmp / "odd.txt").write_text("東京 \x1b[2J bell\a and 🙂\n" * 300, encoding="utf-8")
-    code, output, _ = main("--text", "odd.txt", *TINY)
-    assert code == 0 and not set(output) & {"\x1b", "\a", "\r"} and r"\x1b[2J" in output
-    sample = (in_tmp / "data" / "odd-gpt.txt").read_text(encoding="utf-8")
-    assert set(sample) <= set((in_tmp / "odd.txt").read_text(encoding="utf-8"))     # as it is in the file
-    rows = [line for line in output[output.index("8. Writing"):].splitlines() if " | " in line]
-    width = lambda text: sum(2 if gpt.unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
-    assert len(rows) > 5 and {width(row.split(" | ")[0]) for row in rows} == {38}
-
-
-def test_the_curve_puts_each_loss_in_its_place(capsys):
-    history = [{"step": 10 * i, "train_loss": train, "val_loss": val}
-               for i, (train, val) in enumerate([(4.0, 2.0), (1.5, 1.5), (1.0, 1.25)], start=1)]
-    gpt.show_curve(history[:2], 2.5)
-    assert capsys.readouterr().out == ""                        # two evaluations are no curve
-    gpt.show_curve(history, 2.5)
-    lines = capsys.readouterr().out.splitlines()
-    assert "1.0000" in lines[1] and "4.0000" in lines[1]
-    for line, row in zip(lines[2:5], history):
-        assert line.split()[0] == str(row["step"])
-        for mark, loss in (("t", row["train_loss"]), ("V", row["val_loss"]), ("|", 2.5)):
-            if mark == "V" or loss != row["val_loss"]:          # where two meet, V is shown
-                assert line.index(mark) == 10 + round(57 * (loss - 1) / 3)
-    gpt.show_curve(100 * history, None)
-    out = capsys.readouterr().out
-    assert out.count("V") <= 17 and "|" not in out and "bigram" not in out
-
-
-def test_surprise_is_shown_as_probable_as_the_models_found_it(capsys):
-    text = "the cat\nsat on the mat. " * 20
-    tokenizer = gpt.build_char_tokenizer(text)
-    data = torch.tensor(tokenizer.encode(text))
-    torch.manual_seed(0)
-    bigram, model = counted_bigram(data, tokenizer.vocab_size), noisy_gpt(
-        gpt.Config(vocab_size=tokenizer.vocab_size, block_size=9, n_layer=1, n_head=2, n_embd=8))
-    gpt.show_surprise({"bigram": bigram, "GPT": model}, tokenizer, data)
-    lines, expected, hits = capsys.readouterr().out.splitlines(), {"bigram": "", "GPT": ""}, {"bigram": 0, "GPT": 0}
-    places = range(5, 5 * ((len(data) - 10) // 5 + 1) + 5)      # windows of 10, of which the last 5 are judged
-    for t in places:
-        start = (t - 5) // 5 * 5
-        for name, judge in (("bigram", bigram), ("GPT", model)):
-            probs = judge(data[None, start:t])[0][0, -1].softmax(dim=0)
-            expected[name] += gpt.shade(probs[data[t]].item())
-            hits[name] += (probs.argmax() == data[t]).item()
-    for k, start in enumerate((0, 60, 120)):
-        shown = [line[12:].ljust(60) for line in lines[3 + 4 * k:6 + 4 * k]]
-        assert shown == [text.replace("\n", "↵")[5:][start:start + 60],
-                         *(row[start:start + 60] for row in expected.values())]
-    shares = next(line for line in lines if line.startswith(f"any token ({len(places)})")).split()
-    assert shares[-2:] == [f"{hit / len(places):.0%}" for hit in hits.values()]
-    first, later = (int(re.search(rf"{words} of a word \((\d+)\)", "\n".join(lines))[1]) for words in ("first", "rest"))
-    judged = text[places[0]:places[-1] + 1]
-    assert later == sum(a.isalpha() and b.isalpha() for a, b in zip(judged, judged[1:]))
-    assert first + later == sum(map(str.isalpha, judged))
-    assert f"between words ({len(places) - first - later})" in "\n".join(lines)
-
-
-def test_a_text_that_is_too_short_to_be_surprised(capsys):
-    gpt.show_surprise({"GPT": noisy_gpt(tiny_config())}, None, torch.zeros(8, dtype=torch.uint8))
-    assert capsys.readouterr().out == ""
-
-
-def test_settings_may_be_spelled_with_hyphens(cats):
-    assert main("--text=cats.txt", *TINY, "--max-steps=5", "--no-tie-weights", "--no_bias", "--eval-interval", "3")[0] == 0
-    config = gpt.load_run("data/cats.pt").config
-    assert (config.max_steps, config.eval_interval, config.bias, config.tie_weights) == (5, 3, False, False)
-    (cats / "my-text.txt").write_text(TEXT)
-    assert main("--text=my-text.txt", *TINY, "--max-steps=5")[0] == 0           # a value keeps its hyphens
-    assert "my-text.pt" in files(cats)
-
-
-def test_a_size_goes_before_the_settings_of_a_demo(in_tmp, short_baseline):
-    main("hello", "--size", "5k", "--max_steps", "2")
-    assert gpt.load_run("data/hello.pt").config.n_embd == 16
-
-
-def test_odd_texts_and_losses_are_shown(in_tmp, short_baseline):
-    (in_tmp / "a.txt").write_text("a" * 2000)
-    code, output, _ = main("--text", "a.txt", *TINY)                            # one character, a loss of 0
-    assert code == 0 and "GPT" in output
-    gpt.print_results([("wild", 1, 1336.0, None)])
-
-
-def test_a_large_vocabulary_goes_without_a_bigram(cats, monkeypatch):
-    monkeypatch.setattr(gpt, "LARGEST_BIGRAM", 10)
-    code, output, _ = main(*CATS)
-    assert code == 0 and "left out: its table would have 676 numbers" in output
-    assert files(cats) == ["cats-gpt.txt", "cats.csv", "cats.pt"] and "diff -y" not in output
-    assert main("--text", "cats.txt", "--resume", "--max_steps", 45)[0] == 0
-
-
-def test_a_text_that_keeps_us_waiting_is_named(cats, monkeypatch, capsys):
-    os.mkfifo("pipe.txt")
-    monkeypatch.setattr(gpt, "on_terminal", lambda: True)
-    late = threading.Timer(0.3, lambda: (cats / "pipe.txt").write_text(TEXT, encoding="utf-8"))
-    late.start()
-    assert gpt.load_text(cats / "pipe.txt") == ("pipe", TEXT)
-    assert "pipe.txt" in capsys.readouterr().out
-
-
-def test_a_failure_of_the_compiler_gets_one_line(cats, monkeypatch):
-    class NoCompiler(RuntimeError):
-        __module__ = "torch._inductor.exc"
-
-    def fail(*arguments):
-        raise NoCompiler("no C++ compiler was found\nand a long story")
-    monkeypatch.setattr(gpt.nn.Module, "compile", lambda self: None)
-    monkeypatch.setattr(gpt, "show_model", fail)
-    assert one_line(*CATS, "--compile") == "gpt.py: --compile does not work here: no C++ compiler was found\n"
-
-
-def test_output_may_be_closed_or_narrow(cats):
-    with contextlib.redirect_stdout(None):
-        assert gpt.main([str(argument) for argument in CATS]) == 0
-    line = gpt.progress(gpt.Report(None, step=3, loss_sum=6.0), gpt.Config(), 2.0)
-    assert line == "step    3/3000  train 2.0000  val -  1,536 tokens/s  24:58 left"

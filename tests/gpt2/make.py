@@ -1,12 +1,13 @@
 """Made this folder, once: a tiny GPT-2, written by the libraries that GPT-2 is usually used with.
 
-The test suite reads what they have left here, and needs none of them. To make it again:
+The test suite reads what they left here (config.json, tokenizer.json and model.safetensors, as GPT-2
+itself is published), and needs none of them. To make it again:
 
     pip install torch numpy transformers==5.23.0 tokenizers==0.23.3
     python tests/gpt2/make.py
 
-expected.json has what these libraries say: the ids of texts that are hard to cut, how the model
-continues two of them when it is greedy; and expected.safetensors its logits for those two.
+expected.json holds what these libraries say: the ids of texts that are hard to cut, and how the model
+continues two prompts greedily; expected.safetensors holds its logits for those two.
 """
 
 import json
@@ -16,6 +17,7 @@ from pathlib import Path
 import torch
 
 FOLDER = Path(__file__).parent
+END = "<|endoftext|>"
 TEXTS = ["Alan Turing theorized that", "the rain in the main"]
 WORDS = ("the rain in spain stays mainly in the plain and then it's that we'll theorize they're "
          "thinking I've been told that Alan Turing wasn't there 12 345 times é ü 日本").split()
@@ -32,20 +34,26 @@ NASTY = [
 
 def main():
     from safetensors.torch import save_file             # here, since doctest imports this file
-    from tokenizers import ByteLevelBPETokenizer
+    from tokenizers import ByteLevelBPETokenizer, Tokenizer, decoders, models, pre_tokenizers
     from transformers import GPT2Config, GPT2LMHeadModel
 
     random.seed(0)
     torch.manual_seed(0)
-    tokenizer = ByteLevelBPETokenizer()
-    tokenizer.train_from_iterator([" ".join(random.choices(WORDS, k=4000))], vocab_size=320, min_frequency=2,
-                                  show_progress=False)
-    tokenizer.add_special_tokens(["<|endoftext|>"])
-    V = tokenizer.get_vocab_size()
-    tokenizer.save_model(str(FOLDER))
-    vocabulary = json.loads((FOLDER / "vocab.json").read_text(encoding="utf-8"))
-    vocabulary["<|endoftext|>"] = tokenizer.token_to_id("<|endoftext|>")     # it saves what it has learned, alone
-    (FOLDER / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False), encoding="utf-8")
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator([" ".join(random.choices(WORDS, k=4000))], vocab_size=320, min_frequency=2,
+                                show_progress=False)
+    V = trained.get_vocab_size() + 1
+    learned = json.loads(trained.to_str())["model"]
+    learned["vocab"][END] = V - 1                               # the last id, as in GPT-2
+    tokenizer = Tokenizer(models.BPE(learned["vocab"], [tuple(pair) for pair in learned["merges"]]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens([END])
+    about = json.loads(tokenizer.to_str())
+    about["model"]["merges"] = [" ".join(pair) for pair in about["model"]["merges"]]    # as published
+    path = FOLDER / "tokenizer.json"
+    path.write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
+    tokenizer = Tokenizer.from_file(str(path))                  # what the libraries read in this file
 
     model = GPT2LMHeadModel(GPT2Config(vocab_size=V, n_positions=48, n_embd=16, n_layer=2, n_head=4,
                                        bos_token_id=V - 1, eos_token_id=V - 1)).eval()

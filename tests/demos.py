@@ -1,0 +1,260 @@
+"""demos.py: small trainings that check their own success, written with gpt.py as a library.
+
+    python tests/demos.py hello              each goes through the chapters of gpt.py, then says what
+    python tests/demos.py count              it has checked, and whether that held (exit code 0) or
+    python tests/demos.py random             FAILED (1)
+    python tests/demos.py coder
+    python tests/demos.py coder --code .     your own Python files in place of the standard library
+
+demo    data set                    tokenizer   time     what you learn
+hello   "hello world", repeated     characters  10 s     a pattern that is no more than a phrase is
+                                                         learned to the last character
+count   0 1 2 ... 9 0 1, repeated   characters  10 s     how little that takes: 4,688 parameters, and
+                                                         all that they write is right
+random  random characters           characters  10 s     what is true of any sound GPT, even where
+                                                         there is nothing to learn
+coder   Python's standard library   subwords    10 min   how to judge a model on real data: whole files
+        or your own files                                are held out, and Python reads what it writes
+"""
+
+import argparse
+import ast
+import contextlib
+import copy
+import importlib.util
+import math
+import random
+import re
+import string
+import sys
+import textwrap
+import warnings
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import groupby, takewhile
+from pathlib import Path
+from typing import Callable
+
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from gpt import (DATA, BPETokenizer, Config, LongRun, Parser, build_char_tokenizer, check, check_config, choose_device,
+                 complete, encode_text, escape_control, evaluate, generate, get_batch, heading, progress,
+                 read_checkpoint, resumed_config, run, run_cleanly, split, train_bpe)
+import torch
+
+# %% The checks
+# A check looks at what the trained models do, and returns its findings, pairs of (whether it held, what was checked).
+
+
+def check_pattern(pattern, model, bigram, tokenizer, text):
+    """Wherever in the pattern it begins: does the model, when greedy, go on with it 10 times over?"""
+    starts, n = len(pattern), 10 * len(pattern)
+    data = torch.tensor(tokenizer.encode(12 * pattern))                     # (N,)
+    true = data.unfold(0, n + 2, 1)[:starts]                                # (N,) -> (starts, n+2)
+    written = generate(model, true[:, :2], n, temperature=0)                # (starts, n+2)
+    right, total = (written == true)[:, 2:].sum().item(), starts * n
+    return [(right == total, f"from each of the {starts} positions in {pattern!r}, greedy sampling goes on with it: "
+                             f"{right:,} of {total:,} characters are right, {100 * right // total}%")]
+
+
+def check_architecture(model, bigram, tokenizer, text):
+    """What must be true of any GPT, whatever it has learned, and what training must be able to do."""
+    V, T = tokenizer.vocab_size, model.block_size
+    data = encode_text(split(text)[1], tokenizer)
+    x, y = get_batch(data, 0, model.config)                                 # two of (B, T)
+    later = torch.cat((x[:, :T // 2], (x[:, T // 2:] + 1) % V), dim=1)      # other tokens in the later half
+    with torch.no_grad():
+        logits, changed = model(x)[0], model(later)[0]
+    changed = (changed != logits).any(dim=-1).any(dim=0)                    # (B, T, V) -> (T,)
+    learner = copy.deepcopy(model).train()
+    learner(x, y)[1].backward()
+    trained = [p for p in learner.parameters() if p.requires_grad]
+    reached = [p.grad is not None and bool(p.grad.any()) for p in trained]
+    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    for _ in range(200):
+        _, loss = learner(x, y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    fresh, nothing = evaluate(model, data), math.log(V)
+    return [(logits.shape == (*x.shape, V), f"shapes: tokens {tuple(x.shape)} become logits {tuple(logits.shape)}"),
+            (changed.tolist() == [t >= T // 2 for t in range(T)],
+             "causality: other tokens in the later half change the logits there, and none before"),
+            (all(reached), f"gradients: they reach {sum(reached)} of {len(reached)} parameter tensors"),
+            (loss < 0.05, f"learning: in 200 steps, the loss on one fixed batch falls to {loss:.4f}"),
+            (abs(fresh - nothing) < 0.1, f"honesty: on fresh random characters, the loss stays at {fresh:.2f}; "
+                                         f"ln({V}) = {nothing:.2f}, and there is nothing to learn")]
+
+
+# %% The coder
+# Its text is Python's own standard library: the modules that people wrote by hand, without tests, and without tables
+# that a program made. Files are held out whole, as one half of a file says much about the other.
+
+PYTHON_FILES = """[a-z]*.py asyncio/*.py collections/*.py concurrent/futures/*.py ctypes/*.py curses/*.py dbm/*.py
+    email/*.py html/parser.py http/*.py importlib/*.py json/*.py logging/*.py multiprocessing/*.py sqlite3/*.py
+    tkinter/*.py unittest/*.py urllib/*.py venv/*.py wsgiref/*.py xml/*/*.py xmlrpc/*.py zoneinfo/*.py"""
+CODER = Config(vocab_size=1024, block_size=128, n_layer=4, batch_size=8, max_steps=5000, position="rotary")
+FUNCTION_TOKENS = 400               # the most that it writes of a function
+TEMPERATURE = 0.3                   # at which it completes functions: low, so that few tokens spoil them
+LEAST_SHARE = 0.5                   # of these functions, Python must accept so many
+FIRST_LINE = re.compile(r"^ *def \w+\(.*\).*:(?=\n)", flags=re.MULTILINE)       # of a function
+
+
+def python_files(folder=None):
+    """The Python files in a folder, without the packages installed there; else those of the standard library."""
+    if folder is None:
+        library = Path(ast.__file__).parent
+        return sorted({path for pattern in PYTHON_FILES.split() for path in library.glob(pattern)})
+    paths = sorted(path.relative_to(folder) for path in folder.rglob("*.py"))
+    return [folder / path for path in paths if not any(p[0] == "." or p == "site-packages" for p in path.parts)]
+
+
+def python_text(folder=None):
+    """All files as one text. The ones that are held out come last, and split() cuts where they begin."""
+    texts = [path.read_text(encoding="utf-8-sig", errors="replace") for path in python_files(folder)]
+    texts = [text for text in texts if text.strip()]
+    check(texts, f"there are no Python files in {folder or Path(ast.__file__).parent}")
+    if len(texts) < 10:                                     # of few files, the last tenth of each
+        parts = [split(text) for text in texts]             # (split() takes at most 200,000 characters)
+    else:                                                   # else every tenth, and more if those are short
+        order = sorted(random.Random(0).sample(range(len(texts)), len(texts)), key=lambda i: i % 10 != 9)
+        sizes = [len(texts[i]) for i in order]
+        wanted = min(200_000, sum(sizes) / 10 + 1)
+        n = next(n for n in range(len(texts) // 10, len(texts) + 1) if sum(sizes[:n]) >= wanted)
+        parts = [("", texts[i]) for i in order[:n]] + [(texts[i], "") for i in order[n:]]
+    train_part, held_out = ("".join(part) for part in zip(*parts))
+    held_out = held_out[-min(200_000, len(train_part) // 9 + 1):]
+    check(FIRST_LINE.search(held_out), "the files that are held out define no function to complete")
+    return train_part + held_out
+
+
+def first_function(text):
+    """The function with which `text` begins, up to its end; is it whole, and correct Python?
+
+    >>> first_function("  def f(x):\\n    return x\\n  y = 1\\n  z = ")
+    ('def f(x):\\n  return x\\n', True)
+    """
+    header, *lines = text.split("\n")[:-1] or [""]          # the last line may not be whole
+    indent = len(header) - len(header.lstrip())
+    body = takewhile(lambda line: not line.strip() or line[:indent + 1].isspace(), lines)
+    code = textwrap.dedent("\n".join([header, *body])).rstrip() + "\n"
+    try:
+        with warnings.catch_warnings():                     # of backslashes that Python finds odd
+            warnings.simplefilter("ignore")
+            statements = ast.parse(code).body
+    except (SyntaxError, ValueError, MemoryError, RecursionError):      # the last two: nested deeply
+        return code, False
+    return code, len(statements) == 1 and isinstance(statements[0], ast.FunctionDef)
+
+
+def share_of_functions(model, tokenizer, headers):
+    """What share of functions does Python accept, when the model completes them from their first lines?"""
+    generator = torch.Generator().manual_seed(0)
+    prompts, accepted = [tokenizer.encode("\n" + header) for header in headers], []
+    for _, group in groupby(sorted(prompts, key=len), key=len):             # all of one length at once
+        progress(f"completing functions: {len(accepted)} of {len(headers)}")
+        idx = torch.tensor(list(group))                                     # (B, T)
+        written = generate(model, idx, FUNCTION_TOKENS, temperature=TEMPERATURE, generator=generator)
+        accepted += [first_function(tokenizer.decode(row)[1:])[1] for row in written.tolist()]
+    progress()
+    return sum(accepted) / len(accepted)
+
+
+def names_module(line, known):
+    """Would this import work, here or beside the files with these names?"""
+    found = re.match(r"\s*import (\w+)", line)
+    if found is None or found[1] in known or found[1] in sys.stdlib_module_names:
+        return found is not None
+    with contextlib.suppress(ImportError, ValueError):      # which find_spec may raise
+        return importlib.util.find_spec(found[1]) is not None
+    return False
+
+
+def check_python(folder, model, bigram, tokenizer, text):
+    """How well does the model know Python? It is asked about files and functions that were held out."""
+    for prompt in "\ndef forward(self, x):", "\nimport":                    # the space belongs to the next token
+        for temperature in 0, 0.5:
+            heading(f"{prompt.strip()} ... at a temperature of {temperature}")
+            written = complete(model, tokenizer, prompt, 100, 0, temperature=temperature)
+            print(escape_control("\n".join(written.strip().split("\n")[:6])))
+    known = {path.parent.name if path.stem == "__init__" else path.stem for path in python_files(folder)}
+    lines = [complete(model, tokenizer, "\nimport", 8, seed, temperature=0.5 if seed else 0) for seed in range(21)]
+    greedy, *others = (names_module(line, known) for line in lines)
+    val_text = split(text)[1]
+    headers = FIRST_LINE.findall(val_text)
+    headers = headers[::max(1, len(headers) // 200)][:200]
+    data, n_bytes = encode_text(val_text, tokenizer), len(val_text.encode(errors="replace"))
+    bits = [evaluate(m, data) / math.log(2) * len(data) / n_bytes for m in (model, bigram)]
+    shares = [share_of_functions(m, tokenizer, headers) for m in (model, bigram)]
+    return [(bits[0] <= bits[1], f"held-out files cost {bits[0]:.3f} bits per byte, {bits[1]:.3f} with the bigram"),
+            (greedy and sum(others) >= 10,
+             f"what follows import is a module that is there in {sum(others)} of 20 samples at a temperature of 0.5, "
+             f"and {'so it is' if greedy else 'not'} in greedy sampling; 10 and that are asked for"),
+            (shares[0] >= LEAST_SHARE,
+             f"of {len(headers)} functions from held-out files, given the first line, Python accepts {shares[0]:.1%} "
+             f"as the GPT completes them, {shares[1]:.1%} as the bigram does; {LEAST_SHARE:.0%} are asked of the GPT")]
+
+
+# %% The demos
+
+HELLO, COUNT = "hello world\n", "0 1 2 3 4 5 6 7 8 9 "
+HUNDRED = string.printable[:94] + "ÄÖÜäöü"          # so many different characters
+SMALL = Config(block_size=16, n_layer=2, n_embd=32, max_steps=200, warmup_steps=20, eval_interval=50)
+
+
+@dataclass
+class Demo:
+    text: Callable                  # makes it
+    config: Config
+    check: Callable                 # (model, bigram, tokenizer, text) -> findings
+    subwords: bool = False
+
+
+DEMOS = {
+    "hello": Demo(lambda: 500 * HELLO, SMALL, partial(check_pattern, HELLO)),
+    "count": Demo(lambda: 500 * COUNT, replace(SMALL, block_size=64, n_layer=1, n_head=2, n_embd=16, max_steps=300,
+                                               learning_rate=1e-2), partial(check_pattern, COUNT)),
+    "random": Demo(lambda: "".join(random.Random(1337).choices(HUNDRED, k=100_000)), SMALL, check_architecture),
+    "coder": Demo(python_text, CODER, partial(check_python, None), subwords=True)}
+
+
+def show_check(findings):
+    """Print findings, and return whether all of them held."""
+    heading("The check")
+    for held, what in findings:
+        print(textwrap.fill(f"{'held' if held else 'FAILED'}: {what}", 79, subsequent_indent="    "))
+    return all(held for held, _ in findings)
+
+
+def command(arguments):
+    parser = Parser("demos.py", allow_abbrev=False, description=__doc__,
+                    formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("demo", choices=DEMOS)
+    parser.add_argument("--code", type=Path, metavar="FOLDER", help="coder learns from the Python files in it")
+    parser.add_argument("--steps", type=int, help="so many steps of training, if not as many as it needs")
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
+    options = parser.parse_args(arguments)
+    name, demo = options.demo, DEMOS[options.demo]
+    check(options.code is None or name == "coder", f"--code is for coder; {name} has a text of its own")
+    if options.code is not None:
+        check(options.code.is_dir(), f"there is no folder {options.code}")
+        demo = replace(demo, text=partial(python_text, options.code), check=partial(check_python, options.code))
+    steps = {} if options.steps is None else {"max_steps": options.steps}
+    text, saved = demo.text(), read_checkpoint(DATA / f"{name}.pt") if options.resume else None
+    if saved:
+        tokenizer, config = saved.tokenizer, resumed_config(saved, steps, text)
+    else:
+        config = check_config(replace(demo.config, **steps))
+        progress("finding subwords" if demo.subwords else "")
+        tokenizer = (BPETokenizer(train_bpe(split(text)[0], config.vocab_size)) if demo.subwords else
+                     build_char_tokenizer(text))
+    long_run = LongRun(name, text, tokenizer, saved, choose_device())       # like train, and it saves what it has
+    bigram, model, tokenizer, _ = run(name, text, config, tokenizer, long_run)
+    return 0 if show_check(demo.check(model, bigram, tokenizer, text)) else 1
+
+
+def main(arguments=None):
+    return run_cleanly("demos.py", command, sys.argv[1:] if arguments is None else arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
