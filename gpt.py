@@ -656,11 +656,11 @@ def generate_plainly(model, idx, max_new_tokens):
 #     top_p           draw only from the likeliest tokens, as few as together reach probability p
 #                     (nucleus sampling; Holtzman et al. 2020)
 #
-# What the trained GPT makes of "First", greedily and at temperatures of 0.8 and 1.3:
+# What the trained GPT makes of "First", greedily and at temperatures 0.8 and 1.3 (/ is a new line):
 #
-#     GREEDY
-#     08
-#     13
+#     First Citizen:/And the stand of the stand of the stand of the state,/And the sta
+#     First Camillo;/Meantimation her the king all would not call thee,/But stood a mi
+#     First Caw;/Why repetitus leave at enough all hoster.'/DUKE VINV:/I am smotivatio
 
 def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     """The probabilities to draw the next token with: logits (B, V) -> (B, V), each row sums to 1.
@@ -1248,7 +1248,8 @@ def read_checkpoint(path):
             numbers = [row[column] for row in state.history for column in columns]
             numbers += [state.loss_sum, state.seconds, state.train_loss or 0, state.val_loss or 0]
             check(all(map(math.isfinite, numbers)) and type(state.step) is int and state.step >= 0
-                  and isinstance(saved.text_sha256, str), "its step, a loss or its hash is wrong")
+                  and bool(state.best) == bool(state.history) and type(saved.text_sha256) is str,
+                  "a loss is not finite, or its step, its best parameters or its hash is wrong")
             return saved
         except Exception as error:                          # who knows what is in a file
             raise ValueError(f"{path} is not a whole checkpoint: {error!r:.200}") from error
@@ -1475,9 +1476,8 @@ def load_text(path=None):
 
 def default_prompt(tokenizer):
     """What a text begins with when nothing is said: a new line, if the vocabulary has it."""
-    if isinstance(tokenizer, GPT2Tokenizer):
-        return END
-    return "\n" if "\n" in tokenizer.ids or b"\n" in tokenizer.ids else tokenizer.vocabulary[0]
+    newline = "\n" in tokenizer.ids or b"\n" in tokenizer.ids
+    return END if hasattr(tokenizer, "end") else "\n" if newline else tokenizer.vocabulary[0]
 
 
 def run_cleanly(program, command, arguments):

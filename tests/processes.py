@@ -3,8 +3,8 @@
     torchrun --standalone --nproc_per_node=2 tests/processes.py [options of gpt.py]
 
 Each process holds the whole model and works on its share of every batch. Once backward() has made the last gradient,
-all processes exchange theirs and go on with the mean, which is the gradient of the whole batch. So each of them clips it
-alike and makes the same step, and no parameters have to be sent. This is called data parallelism.
+all processes exchange theirs and go on with the mean, which is the gradient of the whole batch. So each of them clips
+it alike and makes the same step, and no parameters have to be sent. This is called data parallelism.
 
 It proves that the story of gpt.py needs no trace of this: `run` is given another LongRun, and stays as it is. And it
 proves that the processes never drift apart: at the end, all compare their parameters. The first one prints and saves;
@@ -72,7 +72,7 @@ class ParallelRun(gpt.LongRun):
     def __call__(self, model, train_data, val_data, config):
         gpt.check(config.batch_size % self.world_size == 0,
                   f"batch_size={config.batch_size} must be a multiple of the {self.world_size} processes")
-        gpt.train = self.train
+        gpt.train = self.train                                  # LongRun calls it, and set_aside
         if self.rank > 0:
             gpt.set_aside = lambda name: None
         yield from super().__call__(model, train_data, val_data, config)
@@ -85,7 +85,7 @@ class ParallelRun(gpt.LongRun):
     def train(self, model, train_data, val_data, config, state):
         average_gradients(model)
         config = replace(config, batch_size=config.batch_size // self.world_size, seed=config.seed + 10**9 * self.rank)
-        for state in train(model, train_data, val_data, config, state):
+        for state in train(model, train_data, val_data, config, state):     # its losses: the mean of all processes
             if state.val_loss is None:
                 state.loss_sum = mean(state.loss_sum)
             else:

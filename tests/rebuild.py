@@ -1497,7 +1497,7 @@ def _(m):
         yield Trial(m.next_token_probabilities, {"logits": torch.randn(2, 6), **sampling})
 
 
-KEPT = "all_k[:, :, :end], all_v[:, :, :end]"
+KEPT = "kept[0, :, :, :end], kept[1, :, :, :end]"
 
 
 @exercise(
@@ -1512,7 +1512,7 @@ KEPT = "all_k[:, :, :end], all_v[:, :, :end]"
     ("self.length was moved; that is for the GPT to do, after all layers", "return",
      "self.length = end; return"),
     ("to append several new tokens must raise ValueError", "elif T > 1", "elif False"),
-    ("k comes first, then v", KEPT, "all_v[:, :, :end], all_k[:, :, :end]"))
+    ("k comes first, then v", KEPT, "kept[1, :, :, :end], kept[0, :, :, :end]"))
 def _(m):
     def fill(parts):
         cache, seen = m.KVCache(6), {}

@@ -12,8 +12,8 @@ from test_commands import files, read_csv
 
 import gpt
 
-OPTIONS = ["--text", "cats.txt", "--block_size", "16", "--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--tie_weights",
-           "--position", "rotary", "--eval_interval", "10", "--grad_clip", "0.5"]
+OPTIONS = ["--text", "cats.txt", "--block_size", "16", "--n_layer", "1", "--n_head", "2", "--n_embd", "16",
+           "--tie_weights", "--position", "rotary", "--eval_interval", "10", "--grad_clip", "0.5"]
 SHORT = ["--batch_size", "4", "--max_steps", "30"]
 
 # processes.py, but with a bigram that is trained more shortly.
@@ -100,7 +100,8 @@ def test_two_processes_train_as_one_does_on_both_shares(started, in_tmp, short_b
     def both_shares(data, step, config):
         if config.block_size == 1:                              # the bigram is not shared
             return get_batch(data, step, config)
-        shares = [get_batch(data, step, replace(config, batch_size=2, seed=config.seed + 10**9 * rank)) for rank in (0, 1)]
+        shares = [get_batch(data, step, replace(config, batch_size=2, seed=config.seed + 10**9 * rank))
+                  for rank in (0, 1)]
         return tuple(map(gpt.torch.cat, zip(*shares)))
 
     monkeypatch.setattr(gpt, "get_batch", both_shares)
@@ -112,8 +113,8 @@ def test_two_processes_train_as_one_does_on_both_shares(started, in_tmp, short_b
     assert process.returncode == 0, error
     assert out.count("all 2 processes hold equal parameters\n") == out.count("\n9. Sampling\n") == 1
     assert files(folder) == files(in_tmp)
-    rows, expected = ([{name: float(value) for name, value in row.items()} for row in read_csv(place / "data" / "cats.csv")]
-                      for place in (folder, in_tmp))
+    rows, expected = ([{name: float(value) for name, value in row.items()}
+                       for row in read_csv(place / "data" / "cats.csv")] for place in (folder, in_tmp))
     assert [row["step"] for row in rows] == [10, 20, 30]
     for row, wanted in zip(rows, expected, strict=True):        # rounding apart
         assert row == pytest.approx(wanted, rel=1e-4)

@@ -14,6 +14,7 @@ import torch
 from conftest import ROOT, TEXT, main
 from test_commands import assert_same_run, files, shorten
 
+import bigram
 import gpt
 
 WHOLE = (ROOT / "gpt.py").read_text(encoding="utf-8")
@@ -111,8 +112,8 @@ def test_the_head_start_is_the_only_other_thing_that_the_command_line_adds(cats,
 
 def test_run_returns_what_it_has_made(in_tmp, monkeypatch):
     shorten(monkeypatch)
-    bigram, model, tokenizer, state = gpt.run("cats", TEXT, gpt.Config(**SMALL))
-    assert isinstance(bigram, gpt.BigramLanguageModel) and tokenizer.decode(tokenizer.encode("cat")) == "cat"
+    baseline, model, tokenizer, state = gpt.run("cats", TEXT, gpt.Config(**SMALL))
+    assert isinstance(baseline, gpt.BigramLanguageModel) and tokenizer.decode(tokenizer.encode("cat")) == "cat"
     assert state.step == 40 and all(torch.equal(p, state.best[name]) for name, p in model.state_dict().items())
     loaded, again = gpt.load_checkpoint("data/cats.pt")
     assert all(torch.equal(p, loaded.state_dict()[name]) for name, p in model.state_dict().items())
@@ -137,7 +138,6 @@ def test_the_lines_to_be_diffed_are_those_that_are_printed(ran):
 
 
 def test_bigram_py_writes_the_same_file_to_the_byte(ran, cats):
-    bigram = pytest.importorskip("bigram", exc_type=ImportError)
     code, output, error = main("--text", "cats.txt", program=lambda arguments: gpt.run_cleanly(
         "bigram.py", bigram.command, arguments))
     assert (code, error) == (0, "")
