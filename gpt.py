@@ -131,7 +131,7 @@ def load_shakespeare():
 
 # %% 2. Tokens
 # A network computes with numbers, so text is cut into tokens, and each distinct one gets an integer
-# id. Here a token is a character (65 exist); large models use subwords, which are pieces of words.
+# id. Here a token is a character, one of 65; large models use subwords, which are pieces of words.
 
 class CharTokenizer:
     """Turns text into a list of integers, one for each character, and back.
@@ -166,8 +166,8 @@ def build_char_tokenizer(text):
 
 # %% 3. Batches
 # What can be learned from a text? At every position, which token comes next. A sequence of T tokens
-# holds T such examples, and the model answers all of them at once: targets are inputs, shifted (_
-# is the space).
+# holds T such examples, and the model answers all of them at once: its targets are its inputs,
+# shifted by one (_ is the space).
 #
 #     inputs      F i r s t         after F           comes i
 #     targets     i r s t _         after F i         comes r
@@ -302,7 +302,7 @@ def several_heads(x, heads, projection):
 
 
 # What does it cost? The scores are a table of T x T, so time grows with the square of the context.
-# (Memory need not: chapter 7 uses one function for all of it that need not keep the whole table.)
+# (Memory need not: the function that chapter 7 uses does not have to hold the whole table.)
 #
 #     tokens     scores of one head     as a table of 32-bit numbers
 #         64                  4,096                            16 kB
@@ -371,7 +371,7 @@ def apply_rope(x, positions, config):
 #
 # LayerNorm (Ba et al. 2016) keeps numbers in range: it brings the C numbers of a token to mean 0
 # and variance 1, then scales and shifts each channel by a learned gain and bias. In the 2017 paper
-# it came after each sum. Before each part (pre-norm), the stream is left alone, and training is
+# it came after each sum. Before each part (pre-norm), it leaves the stream alone and is more
 # stable.
 #
 #     norm(x) = (x - mean) / sqrt(variance + 0.00001) * gain + bias
@@ -544,7 +544,7 @@ def training_step(model, optimizer, data, step, config):
     torch.manual_seed(2**31 + 1_000_003 * config.seed + step)   # for dropout; not the batch's seed
     x, y = get_batch(data, step, config)
     use_16_bits = x.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=use_16_bits):
+    with torch.autocast(x.device.type, torch.bfloat16, enabled=use_16_bits):    # faster there
         _, loss = model(x, y)
     optimizer.zero_grad()                               # backward adds to p.grad: begin at 0
     loss.backward()                                     # now each parameter has its p.grad
@@ -746,7 +746,7 @@ def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=N
 
 
 # %% 10. The run
-# `python gpt.py` calls `run`. Before it stand helpers for saving, printing and completing texts.
+# First come helpers for saving, printing and completing texts, then `run`, the whole story.
 
 FORMAT, LARGEST_BIGRAM = "gpt.py checkpoint 4", 2048
 BIGRAM_TRAINING = {"block_size": 1, "batch_size": 2048, "max_steps": 500, "eval_interval": 500,
@@ -1173,8 +1173,7 @@ class LongRun:
                 self.save(trained, state)
                 saved_at = time.perf_counter()
             left = state.seconds / state.step * (config.max_steps - state.step) / 60
-            line = f"step {state.step}/{config.max_steps}, {left:.1f} minutes left"
-            progress("" if evaluated else line)
+            progress("" if evaluated else f"step {state.step}, {left:.1f} minutes left")
             yield state
         model.load_state_dict(trained.state_dict())
 
@@ -1252,7 +1251,8 @@ def read_checkpoint(path):
                   "a loss is not finite, or its step, its best parameters or its hash is wrong")
             return saved
         except Exception as error:                          # who knows what is in a file
-            raise ValueError(f"{path} is not a whole checkpoint: {error!r:.200}") from error
+            raise ValueError(f"{path} is not a whole checkpoint: {type(error).__name__}: "
+                             f"{str(error).partition('. ')[0]:.150}") from error
 
 
 def load_checkpoint(path):
@@ -1342,7 +1342,7 @@ def run_command(arguments):
         kind = "char" if isinstance(tokenizer, CharTokenizer) else "bpe"
         check(given.tokenizer in (None, kind), f"{saved.path} has --tokenizer {kind}")
     else:
-        tokenizer, config = build_tokenizer(given, options, text), check_config(Config(**options))
+        config, tokenizer = check_config(Config(**options)), build_tokenizer(given, options, text)
     long_run = LongRun(name, text, tokenizer, saved, device, given.compile, given.head_start)
     try:
         run(name, text, config, tokenizer, long_run)

@@ -374,7 +374,7 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(cats):
     output, code, seconds = run_in_terminal(cats, *settings, interrupt_after=b"step 50  train")
     last = output.splitlines()[-1]
     assert code == 130 and seconds < 5 and last.startswith("gpt.py: stopped; step ")
-    assert "\rstep " in output and "/3000, " in output and "9. Sampling" not in output  # progress is redrawn in place
+    assert "\rstep " in output and " minutes left" in output and "9. Sampling" not in output  # progress is redrawn in place
     saved = gpt.read_checkpoint(cats / "data" / "cats.pt")
     assert f"step {saved.state.step} is saved" in last and "--resume --name cats" in last
     assert saved.state.step % 50 == 0 and saved.config.dropout == 0.1
