@@ -6,9 +6,9 @@ A GPT (generative pre-trained transformer) is given the beginning of a text, and
 each token is to come next. (A token is a character here, a piece of a word in larger models.) Draw
 one with these probabilities, append it, repeat, and the model writes. It is autoregressive: it
 reads its own output. Before 2017, most language models were recurrent neural networks, which read
-one token at a time and keep the past in a memory of fixed size. The transformer (Vaswani et al.
-2017) looks at all tokens directly, and trains on all at once. It had an encoder that reads and a
-decoder that writes; a GPT is a decoder alone ("decoder-only").
+one token at a time and kept the past in a memory of fixed size. The transformer (Vaswani et al.
+2017) looks at all tokens directly, and trains on all at once. The original had an encoder that
+reads and a decoder that writes; a GPT is a decoder alone ("decoder-only").
 
      0  Hyperparameters  the numbers that you may want to change
      1  Text             what the model learns from
@@ -61,19 +61,19 @@ class Config:
     """The hyperparameters of a model, and below them those of its training."""
 
     vocab_size: int = choice(65, "V, different tokens; with characters, the text decides")
-    block_size: int = choice(64, "the context: the most tokens that the model can look at")
+    block_size: int = choice(64, "the context: how many tokens the model can look at, at most")
     n_layer: int = choice(3, "blocks, one on top of the other; with more, learning starts slowly")
-    n_head: int = choice(4, "nh, attention heads in each block: each looks for something else")
+    n_head: int = choice(4, "nh, attention heads in each block: each looks for something different")
     n_embd: int = choice(128, "C, numbers for each token; time grows with its square")
     dropout: float = choice(0.0, "fraction of numbers set to zero in training; 0.2 for long runs")
-    bias: bool = choice(True, "linear layers and LayerNorms also add a constant, as in GPT-2")
+    bias: bool = choice(True, "linear layers (not lm_head) and LayerNorms add a constant, too")
     position: str = choice("learned", "how tokens know their place: learned, sinusoidal, rotary")
     tie_weights: bool = choice(False, "one table as token_embedding and as lm_head, as in GPT-2")
 
     batch_size: int = choice(12, "B, sequences in each step; few, so that a step is short")
     max_steps: int = choice(3000, "steps of gradient descent")
     learning_rate: float = choice(4e-3, "the largest step size; smaller for larger models")
-    warmup_steps: int = choice(100, "steps in which the learning rate grows to this peak")
+    warmup_steps: int = choice(100, "steps in which the learning rate grows towards its peak")
     weight_decay: float = choice(0.1, "how strongly matrices are pulled towards zero")
     grad_clip: float = choice(1.0, "upper limit of the length of the gradient")
     eval_interval: int = choice(500, "steps between two evaluations on the validation split")
@@ -99,7 +99,7 @@ SHAKESPEARE_URL = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """A file to write bytes to. It gets its name once it is complete, so no half file is left."""
+    """A file to write bytes to. It gets its name once it is complete; no half of it is left."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -165,9 +165,9 @@ def build_char_tokenizer(text):
 
 
 # %% 3. Batches
-# What can be learned from a text? At every position, which token comes next. A sequence of T tokens
-# holds T such examples, and the model answers all of them at once: its targets are its inputs,
-# shifted by one (_ is the space).
+# What can be learned from a text? At every position, which token comes next. With the next one, a
+# sequence of T tokens holds T examples, and the model answers all of them at once: the targets are
+# the inputs, shifted by one (_ is the space).
 #
 #     inputs      F i r s t         after F           comes i
 #     targets     i r s t _         after F i         comes r
@@ -200,7 +200,7 @@ def get_batch(data, step, config):
         raise ValueError(f"{len(data)} tokens are too few to train on with block_size={T}")
     # Seed and step together decide what is drawn, so a run can be repeated, or resumed at any step.
     generator = torch.Generator().manual_seed(1_000_003 * config.seed + step)
-    starts = torch.randint(len(data) - T, (B, 1), generator=generator)  # the last has a target, too
+    starts = torch.randint(len(data) - T, (B, 1), generator=generator)  # start + T is in data
     windows = data[starts + torch.arange(T + 1)].long()     # (N,), indices (B, T+1) -> (B, T+1)
     return windows[:, :-1], windows[:, 1:]                  # (B, T+1) -> two of (B, T)
 
@@ -269,7 +269,7 @@ class BigramLanguageModel(nn.Module):
 # one? Softmax over all scores of a token turns them into attention weights, positive numbers that
 # sum to 1. The token receives the mean of the values, weighted by them:
 #
-#     attention(Q, K, V) = softmax(Q K^T / sqrt(hs)) V        (Vaswani et al. 2017, equation 1)
+#     attention(Q, K, V) = softmax(Q K^T / sqrt(hs)) V     (K^T: K transposed; Vaswani et al. 2017)
 #
 # Q, K and V (here the values) have a row for each token. As tokens of one text ask each other, it
 # is self-attention. One rule makes it fit for writing, the causal mask: a token sees itself and
@@ -283,12 +283,12 @@ def one_head(x, w_query, w_key, w_value):
     scores = q @ k.transpose(1, 2)                          # (B, T, hs) @ (B, hs, T) -> (B, T, T)
     scores = scores / math.sqrt(q.shape[-1])                # row: who asks, column: who is asked
     future = torch.ones_like(scores, dtype=torch.bool).triu(diagonal=1)     # True if column > row
-    weights = F.softmax(scores.masked_fill(future, -math.inf), dim=-1)      # each row sums to 1
+    weights = F.softmax(scores.masked_fill(future, -math.inf), dim=-1)      # dim=-1: along rows
     return weights @ v                                      # (B, T, T) @ (B, T, hs) -> (B, T, hs)
 
 
 # Why divide by sqrt(hs)? The dot product of two vectors of hs random numbers, with mean 0 and
-# standard deviation 1, has a standard deviation of sqrt(hs), here 5.7. With such large scores,
+# standard deviation 1, has one of sqrt(hs), here sqrt(128 / 4) = 5.7. With such large scores,
 # softmax would give nearly all weight to one token from the start; small changes of the scores
 # would change almost nothing, so the gradient would be near zero, and little would be learned.
 #
@@ -313,7 +313,7 @@ def several_heads(x, heads, projection):
 
 
 # %% 6. Positions
-# One thing is missing. To attention, the tokens before this one are an unordered heap: their mean
+# One thing is missing. To attention, the tokens before this one are an unordered set: their mean
 # does not depend on order. So each token must know its position, and a positional encoding says it
 # in numbers. Picture a set of clocks, from one whose hand moves 1 radian per token to one that goes
 # round once in 10 * block_size tokens. (The speed of a clock is its frequency, and where its hand
@@ -347,7 +347,7 @@ def sinusoids(config):
 
 def apply_rope(x, positions, config):
     """Turn the hs/2 pairs in x (..., T, hs) by the angles of positions (T,) -> (..., T, hs)."""
-    a, b = x.chunk(2, dim=-1)                                   # two of (..., T, hs/2)
+    a, b = x.chunk(2, dim=-1)                                   # halves: two of (..., T, hs/2)
     angles = position_angles(positions, a.shape[-1], config)    # (T,) -> (T, hs/2)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)    # -> (..., T, hs)
@@ -371,8 +371,7 @@ def apply_rope(x, positions, config):
 #
 # LayerNorm (Ba et al. 2016) keeps numbers in range: it brings the C numbers of a token to mean 0
 # and variance 1, then scales and shifts each channel by a learned gain and bias. In the 2017 paper
-# it came after each sum. Before each part (pre-norm), it leaves the stream alone and is more
-# stable.
+# it came after each sum. Before each part (pre-norm), the stream is left alone: more stable.
 #
 #     norm(x) = (x - mean) / sqrt(variance + 0.00001) * gain + bias
 #
@@ -384,10 +383,10 @@ def apply_rope(x, positions, config):
 #     gelu(x) = x * (the probability that a normal random number, mean 0, variance 1, is below x)
 #
 # Dropout (Srivastava et al. 2014) sets a random fraction p of the numbers to 0 in training, so that
-# none is relied on alone, and multiplies the others by 1 / (1 - p), which keeps their mean.
+# the model relies on none alone, and multiplies the others by 1 / (1 - p), which keeps their mean.
 
 class CausalSelfAttention(nn.Module):
-    """All heads of a block at once, (B, T, C) -> (B, T, C): computes what several_heads does."""
+    """All heads of a block at once, (B, T, C) -> (B, T, C): as several_heads, plus biases."""
 
     def __init__(self, config):
         super().__init__()
@@ -400,13 +399,13 @@ class CausalSelfAttention(nn.Module):
         """x (B, T, C), tokens at positions (T,). The cache belongs to chapter 9; ignore it here."""
         B, T, C = x.shape
         nh, hs = self.config.n_head, C // self.config.n_head
-        # One product makes all queries, keys and values; each is then cut into nh heads.
+        # One product makes q, k and v. View cuts C into (nh, hs); transpose moves nh before T.
         q, k, v = self.qkv(x).chunk(3, dim=-1)              # (B, T, C) -> three of (B, T, C)
         q, k, v = (z.view(B, T, nh, hs).transpose(1, 2) for z in (q, k, v))     # -> (B, nh, T, hs)
         if self.config.position == "rotary":
             q, k = (apply_rope(z, positions, self.config) for z in (q, k))
         if cache is not None:
-            k, v = cache.add(self, k, v)                    # (B, nh, T, hs) -> (B, nh, length, hs)
+            k, v = cache.add(self, k, v)                    # (B, nh, T, hs) -> (B, nh, end, hs)
         # The formula of chapter 5 in one function, much faster, with dropout of attention weights.
         y = F.scaled_dot_product_attention(
             q, k, v, is_causal=T > 1,                       # one token (chapter 9) sees all
@@ -438,8 +437,9 @@ class Block(nn.Module):
 
 # The first parameters are random. A sum of n random terms has sqrt(n) times their standard
 # deviation, so weights with n inputs get a standard deviation of 1/sqrt(n), and sizes stay. The
-# last matrix of each half of a block is 0 (its gradient is not), so blocks begin by adding nothing.
-# lm_head is small, so all tokens begin about equally likely. Learned positions begin as sinusoids.
+# last matrix of each half of a block begins at 0 and still learns, so blocks first add nothing.
+# lm_head and token_embedding are small, so tokens begin about equally likely. Learned positions
+# begin sinusoidal.
 
 class GPT(nn.Module):
     """Predicts each token from all tokens before it: `logits, loss = model(idx, targets)`.
@@ -505,18 +505,18 @@ class GPT(nn.Module):
 # %% 8. Training
 # Gradient descent: take a batch, compute its loss and the gradient, and move all parameters a
 # little in the direction in which the loss falls. Repeat 3,000 times; with 12 * 64 tokens a step,
-# the text is read 2.3 times (2.3 epochs). The optimizer decides how far a parameter w with the
-# gradient g moves. Ours is AdamW (Kingma & Ba 2015, Loshchilov & Hutter 2019):
+# that is 2.3 times the training text (2.3 epochs). The optimizer decides how far a parameter w with
+# the gradient g moves. Ours is AdamW (Kingma & Ba 2015, Loshchilov & Hutter 2019):
 #
 #     m = 0.9 m + 0.1 g             running mean of the gradients, over some 10 steps
 #     s = 0.99 s + 0.01 g^2         running mean of their squares, over some 100
 #     w = w - learning_rate * (m / (sqrt(s) + 1e-8) + weight_decay * w)
 #
-# (m and s begin at 0, so after t steps they are too small by 1 - 0.9^t and 1 - 0.99^t; they are
-# divided by that before use.) Thanks to sqrt(s), all parameters learn at a similar pace. Weight
-# decay pulls matrices towards zero, so that a number stays large only if the loss keeps needing it.
-# And gradient clipping shortens the whole gradient, as one long vector, to the length grad_clip if
-# it is longer, so that one odd batch does no great harm.
+# (m and s begin at 0, so in step t they are too small by factors 1 - 0.9^t and 1 - 0.99^t, and are
+# divided by these.) Thanks to sqrt(s), all parameters learn at a similar pace. Weight decay pulls
+# matrices towards zero, so that a number stays large only if the loss keeps needing it. And
+# gradient clipping shortens the whole gradient, as one long vector, to the length grad_clip if it
+# is longer, so that one odd batch does no great harm.
 
 def build_optimizer(model, config):
     """AdamW. Matrices decay; vectors (biases, and the gains of LayerNorms) do not."""
@@ -549,7 +549,7 @@ def training_step(model, optimizer, data, step, config):
     optimizer.zero_grad()                               # backward adds to p.grad: begin at 0
     loss.backward()                                     # now each parameter has its p.grad
     nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    optimizer.step()                                    # and moves by it
+    optimizer.step()                                    # and each moves by it
     return loss.detach()                                # the number only, not its history
 
 
@@ -579,7 +579,7 @@ def evaluate(model, data):
     missing = -len(x) % T                                   # to fill the last window
     x = F.pad(x, (0, missing)).view(-1, T)                  # (N-1,) -> (windows, T)
     y = F.pad(y, (0, missing), value=-100).view(-1, T)      # cross_entropy ignores -100
-    rows, total = max(1, 2048 // T), 0.0                    # at once: some 2,048 tokens
+    rows, total = max(1, 2048 // T), 0.0                    # about 2,048 tokens at once
     with eval_mode(model):
         for inputs, targets in zip(x.split(rows), y.split(rows)):
             _, loss = model(inputs, targets)
@@ -649,11 +649,11 @@ def generate_plainly(model, idx, max_new_tokens):
 
 
 # Always taking the likeliest token (greedy) makes a dull text that soon repeats itself. Drawing
-# with the probabilities as they are lets in tokens that spoil it. Sampling parameters lie between:
+# with the probabilities as they are lets in tokens that spoil it. Sampling parameters balance this:
 #
 #     temperature     divides the logits: below 1 favors the likely, above 1 makes all more alike
 #     top_k           draw only from the k likeliest tokens
-#     top_p           draw only from the likeliest tokens, as few as together reach probability p
+#     top_p           draw only from the likeliest tokens, the fewest that reach probability p
 #                     (nucleus sampling; Holtzman et al. 2020)
 #
 # What the trained GPT makes of "First", greedily and at temperatures 0.8 and 1.3 (/ is a new line):
@@ -683,7 +683,7 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
         probs = probs / probs.sum(dim=-1, keepdim=True)
     if top_p is not None:
         likelier = probs.cumsum(dim=-1) - probs             # the total of all before this one
-        probs[:, 1:][likelier[:, 1:] >= top_p] = 0          # never the first one
+        probs[:, 1:][likelier[:, 1:] >= top_p] = 0          # but keep the likeliest
         probs = probs / probs.sum(dim=-1, keepdim=True)
     return torch.zeros_like(probs).scatter(-1, tokens, probs)       # each back in its place
 
@@ -691,7 +691,7 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
 # The plain way computes the whole context again for each token. There is no need: a token sees
 # nothing of what comes after it, so its keys and values never change, and its query is not asked
 # again. A KV cache keeps keys and values; only the newest token has to be computed. As long as the
-# text fits into the context, it stays the same (up to rounding).
+# text fits into the context, the result is the same (up to rounding).
 
 class KVCache:
     """The keys and values of the tokens so far, for each attention layer."""
@@ -700,7 +700,7 @@ class KVCache:
         self.block_size, self.length, self.layers = block_size, 0, {}
 
     def add(self, layer, k, v):
-        """Append k, v (B, nh, T, hs) -> two of (B, nh, length, hs). GPT.forward sets the length."""
+        """Append k, v (B, nh, T, hs) -> two of (B, nh, end, hs). GPT.forward sets self.length."""
         B, nh, T, hs = k.shape
         if self.length == 0:
             self.layers[layer] = k.new_empty(2, B, nh, self.block_size, hs)     # room for all
@@ -785,7 +785,7 @@ def complete(model, tokenizer, prompt, max_new_tokens, seed, **sampling):
 
 
 def held_out_lines(text):
-    """Some twenty validation lines, cut to 37 characters so that two fit side by side."""
+    """At most twenty validation lines, cut to 37 characters so that two fit side by side."""
     lines = [line[:37] for line in split(text)[1].split("\n") if line]
     lines = [line for line in lines if len(line) >= 24] or lines
     return lines[::max(1, len(lines) // 20)][:20]
@@ -880,7 +880,7 @@ def run(name, text, config, tokenizer=None, train_gpt=train):
 #     GPT-3   175 billion      96     96  12,288    2,048     300 billion   350 GB
 #
 # Such a model continues texts. An assistant is trained further: on conversations that people wrote,
-# and then so that answers which people preferred become likelier (Ouyang et al. 2022, 2203.02155).
+# and then to make answers that people preferred likelier (Ouyang et al. 2022, 2203.02155).
 #
 # To read: "Attention is all you need" (arXiv 1706.03762), GPT-2 (Radford et al. 2019), GPT-3
 # (2005.14165), RoPE (2104.09864), AdamW (1711.05101), nucleus sampling (1904.09751). This file
