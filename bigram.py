@@ -127,7 +127,7 @@ def run(name, text):
     heading("4. Bigram")                                        # as gpt.run does it
     bigram = BigramLanguageModel(V)
     *_, state = train(bigram, train_data, val_data, config)
-    print(f"val {math.log(V):.4f} at first, {state.val_loss:.4f} in the end")
+    print(f"val {math.log(V):.4f} at first, {state.val_loss:.4f} at the end")
 
     heading("5. Gradient descent, by hand")
     table, idx = bigram.table.weight.detach(), train_data[:100]         # (V, V), (100,)

@@ -285,24 +285,6 @@ def test_help_explains_every_hyperparameter_and_what_may_be_chosen():
     assert main("sample", "--help")[0] == main("runs", "--help")[0] == 0
 
 
-def test_importing_changes_nothing_for_its_user_and_prints_nothing(tmp_path):
-    code = """import random, signal, sys, warnings
-warnings.simplefilter("ignore")                 # torch warns that NumPy is missing
-import requests, torch                          # what these change is not our doing
-
-def state():
-    return (torch.get_rng_state().tolist(), random.getstate(), signal.getsignal(signal.SIGINT), warnings.filters[:],
-            torch.get_default_dtype(), (torch.tensor([2e-38]) / 1e3).item(), sys.excepthook, sys.stdout.errors)
-
-before = state()
-import gpt
-print(before == state(), gpt.Config().block_size)"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
-                          capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == (f"True {gpt.Config().block_size}\n", "")
-    assert list(tmp_path.iterdir()) == []
-
-
 def test_in_a_notebook_the_arguments_of_its_kernel_are_not_ours(monkeypatch):
     asked = []
     monkeypatch.setitem(sys.modules, "ipykernel", gpt)
@@ -523,22 +505,3 @@ def test_links_in_data_are_followed_or_set_aside(copy, tmp_path_factory):
     assert main(*CATS, "--name", "gone")[0] == 0
     assert (elsewhere / "data" / "gone-1.pt").is_symlink() and not (elsewhere / "data" / "gone.pt").is_symlink()
     assert main("sample", "gone", "--tokens", 5)[0] == 0
-
-
-def test_a_file_is_replaced_whole_or_not_at_all(tmp_path, monkeypatch):
-    path = tmp_path / "new" / "file"
-    with gpt.atomic_write(path) as file:
-        file.write(b"before")
-        assert not path.exists()
-    assert path.read_bytes() == b"before"
-    with pytest.raises(ZeroDivisionError), gpt.atomic_write(path) as file:
-        file.write(b"half of what")
-        raise ZeroDivisionError
-    with monkeypatch.context() as patch:
-        patch.setattr(gpt.os, "fsync", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space left on device"), gpt.atomic_write(path) as file:
-            file.write(b"half of what")
-    assert path.read_bytes() == b"before" and list(path.parent.iterdir()) == [path]
-    with gpt.atomic_write(path) as file:
-        file.write(b"after")
-    assert path.read_bytes() == b"after" and list(path.parent.iterdir()) == [path]

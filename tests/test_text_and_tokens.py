@@ -27,6 +27,7 @@ import os, random, signal, sys, warnings, requests     # whose urllib3 has a fil
 
 def state():
     return {"filters": list(warnings.filters), "showwarning": warnings.showwarning, "arguments": sys.argv,
+            "errors": sys.stdout.errors,
             "hooks": (sys.excepthook, sys.unraisablehook), "recursion": sys.getrecursionlimit(),
             "random": random.getstate(), "environment": dict(os.environ), "folder": (os.getcwd(), os.listdir()),
             "signals": {number: signal.getsignal(number) for number in signal.valid_signals()}}
@@ -181,17 +182,20 @@ def test_without_the_download_the_manual_is_the_text(server, capsys, how):
     assert told.count("\n") == 1 and gpt.SHAKESPEARE_URL in told and "tinyshakespeare.txt" in told
 
 
-def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ZeroDivisionError])
+@pytest.mark.parametrize("broken", ["fsync", "replace"])
+def test_a_file_is_written_whole_or_not_at_all(tmp_path, monkeypatch, error, broken):
     path = tmp_path / "new" / "file"
     with gpt.atomic_write(path) as file:
         file.write(b"before")
         assert not path.exists()
-    with pytest.raises(KeyboardInterrupt), gpt.atomic_write(path) as file:
+    assert path.read_bytes() == b"before"
+    with pytest.raises(error), gpt.atomic_write(path) as file:
         file.write(b"half of what")
-        raise KeyboardInterrupt
+        raise error
     with monkeypatch.context() as patch:
-        patch.setattr(gpt.os, "replace", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        with pytest.raises(OSError, match="No space left"), gpt.atomic_write(path) as file:
+        patch.setattr(gpt.os, broken, lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        with pytest.raises(OSError, match="No space left on device"), gpt.atomic_write(path) as file:
             file.write(b"half of what")
     assert path.read_bytes() == b"before" and list(path.parent.iterdir()) == [path]
     with gpt.atomic_write(path) as file:
