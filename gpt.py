@@ -3,12 +3,11 @@
 `python gpt.py` trains one on Shakespeare's plays, in two minutes on a laptop without a GPU.
 
 A GPT (generative pre-trained transformer) is given the beginning of a text, and says how likely
-each token is to come next. (A token is a character here, a piece of a word in larger models.) Draw
-one with these probabilities, append it, repeat, and the model writes. It is autoregressive: it
-reads its own output. Before 2017, most language models were recurrent neural networks, which read
-one token at a time and kept the past in a memory of fixed size. The transformer (Vaswani et al.
-2017) looks at all tokens directly, and trains on all at once. The original had an encoder that
-reads and a decoder that writes; a GPT is a decoder alone ("decoder-only").
+each token, here a character, is to come next. Draw one with these probabilities, append it, repeat,
+and the model writes. It is autoregressive: it reads its own output. Before 2017, most language
+models were recurrent neural networks, which read token by token and kept the past in a memory of
+fixed size. The transformer (Vaswani et al. 2017) looks at all tokens directly, and trains on all at
+once. The original had an encoder that reads and a decoder that writes; a GPT is "decoder-only".
 
      0  Hyperparameters  the numbers that you may want to change
      1  Text             what the model learns from
@@ -39,6 +38,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from unicodedata import category, combining, east_asian_width
 
 import requests
 
@@ -165,9 +165,8 @@ def build_char_tokenizer(text):
 
 
 # %% 3. Batches
-# What can be learned from a text? At every position, which token comes next. With the next one, a
-# sequence of T tokens holds T examples, and the model answers all of them at once: the targets are
-# the inputs, shifted by one (_ is the space).
+# What can be learned from a text? At every position, which token comes next. So T + 1 tokens hold T
+# examples, all answered at once: the targets are the inputs, shifted by one (_ is the space).
 #
 #     inputs      F i r s t         after F           comes i
 #     targets     i r s t _         after F i         comes r
@@ -206,26 +205,22 @@ def get_batch(data, step, config):
 
 
 # %% 4. Bigram
-# If you have not met PyTorch: an nn.Module is a function with numbers of its own, its parameters,
-# which training changes; `model(x)` calls its method forward(x). Most are made of these two (F, by
-# contrast, holds functions without parameters):
+# New to PyTorch? An nn.Module is a function with parameters, numbers of its own that training
+# changes; `model(x)` calls its forward(x). F has functions without. Most modules are made of two:
 #
 #     nn.Embedding(V, C)    a table of V rows of C numbers; given ids, it looks up their rows
 #     nn.Linear(C, D)       turns C numbers into D: a product with a matrix, plus a bias
 #
-# The simplest model that can learn is a table: a row for each token, and in it a score for each
-# token that may follow. Such scores are called logits. Softmax, exp(logit) / (the sum of exp(logit)
-# over the row), turns them into probabilities.
+# The simplest model that can learn is a table: a row for each token, with a score (logit) for each
+# that may follow. Softmax turns a row into probabilities: exp(logit) / (the sum of all exp(logit)).
 #
 # How good is a prediction? Its loss is -ln(the probability that it gave to the token that came);
-# the mean over all positions is the cross-entropy. (Its unit is the nat; with a logarithm to base 2
-# it would be the bit.) Giving each of V tokens the probability 1/V, as if knowing nothing, has a
-# loss of ln(V), here 4.17; being certain and right has 0. exp(loss) is the perplexity: with 10, the
-# model is as unsure as between 10 equally likely tokens.
+# the mean over all positions is the cross-entropy (in nats; with base 2, in bits). Giving each of V
+# tokens the probability 1/V, as if knowing nothing, has a loss of ln(V), here 4.17; being certain
+# and right has 0. exp(loss) is the perplexity: at 10, as unsure as between 10 equal tokens.
 #
-# PyTorch remembers how the loss was computed. loss.backward() goes back through it, step by step,
-# and stores with each parameter p how fast the loss would change with it, p.grad. All of these
-# slopes together are the gradient, and chapter 8 learns with them.
+# PyTorch remembers how the loss was computed; loss.backward() goes back through that and stores how
+# fast the loss changes with each parameter p, in p.grad. All these slopes are the gradient.
 
 def next_token_loss(logits, targets):
     """Mean cross-entropy, in nats per token, of logits (B, T, V) for targets (B, T) -> ()."""
@@ -313,12 +308,11 @@ def several_heads(x, heads, projection):
 
 
 # %% 6. Positions
-# One thing is missing. To attention, the tokens before this one are an unordered set: their mean
-# does not depend on order. So each token must know its position, and a positional encoding says it
-# in numbers. Picture a set of clocks, from one whose hand moves 1 radian per token to one that goes
-# round once in 10 * block_size tokens. (The speed of a clock is its frequency, and where its hand
-# points is its angle.) The hands differ at each position, and going back three tokens turns them by
-# the same angles everywhere. There are three usual encodings:
+# To attention, the tokens before this one are an unordered set: their mean does not depend on
+# order. A positional encoding tells each token its position, in numbers. Picture clocks, from one
+# whose hand moves 1 radian per token to one that goes round once in 10 * block_size tokens. (A
+# clock's speed is its frequency; where its hand points, its angle.) The hands differ at each
+# position, and three tokens turn them by the same angles everywhere. Three ways are usual:
 #
 #     sinusoidal  add the sines and cosines of the angles to the token's vector (Vaswani et al.)
 #     learned     add a row of a table that is trained like all other parameters (GPT-2)
@@ -438,8 +432,7 @@ class Block(nn.Module):
 # The first parameters are random. A sum of n random terms has sqrt(n) times their standard
 # deviation, so weights with n inputs get a standard deviation of 1/sqrt(n), and sizes stay. The
 # last matrix of each half of a block begins at 0 and still learns, so blocks first add nothing.
-# lm_head and token_embedding are small, so tokens begin about equally likely. Learned positions
-# begin sinusoidal.
+# lm_head and token_embedding are small, so tokens begin equally likely; positions begin sinusoidal.
 
 class GPT(nn.Module):
     """Predicts each token from all tokens before it: `logits, loss = model(idx, targets)`.
@@ -514,9 +507,8 @@ class GPT(nn.Module):
 #
 # (m and s begin at 0, so in step t they are too small by factors 1 - 0.9^t and 1 - 0.99^t, and are
 # divided by these.) Thanks to sqrt(s), all parameters learn at a similar pace. Weight decay pulls
-# matrices towards zero, so that a number stays large only if the loss keeps needing it. And
-# gradient clipping shortens the whole gradient, as one long vector, to the length grad_clip if it
-# is longer, so that one odd batch does no great harm.
+# matrices towards zero, so a number stays large only if the loss needs it. Gradient clipping
+# shortens the whole gradient, one long vector, to grad_clip, so that no odd batch does harm.
 
 def build_optimizer(model, config):
     """AdamW. Matrices decay; vectors (biases, and the gains of LayerNorms) do not."""
@@ -773,7 +765,16 @@ def heading(title):
 
 def escape_control(text):
     """The text, but control characters, which a terminal would obey, are written as in Python."""
-    return "".join(c if c.isprintable() or c in "\n\t\xa0\u3000" else repr(c)[1:-1] for c in text)
+    return "".join(c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else repr(c)[1:-1]
+                   for c in text)
+
+
+def fit(text, columns):
+    """The text, padded or cut to these columns of a terminal; wide characters take two of them."""
+    widths = [(not combining(c)) + (east_asian_width(c) in "WF") for c in text]
+    while sum(widths) > columns:
+        widths.pop()
+    return text[:len(widths)] + " " * (columns - sum(widths))
 
 
 def complete(model, tokenizer, prompt, max_new_tokens, seed, **sampling):
@@ -856,7 +857,7 @@ def run(name, text, config, tokenizer=None, train_gpt=train):
     for who, m in models.items():
         lines[who] = finish_lines(m, tokenizer, lines["text"], config.seed)
     for row in zip(*map(lines.get, models)):
-        print(" | ".join(f"{escape_control(line):<37}" for line in row).rstrip())
+        print(" | ".join(fit(escape_control(line), 37) for line in row).rstrip())
     print("\nmodel     parameters  val_loss  bits/char  perplexity  seconds")
     for who, m in models.items():
         loss = min(row["val_loss"] for row in states[who].history)
@@ -902,7 +903,6 @@ import functools
 import json
 import re
 import sys
-import unicodedata
 from collections import Counter, defaultdict
 from itertools import pairwise
 from types import SimpleNamespace
@@ -917,7 +917,7 @@ def check(holds, message):
 def split_pattern():
     """How GPT-2 cuts: endings as in it's and we'll, letters, numbers, other signs, white space."""
     characters = map(chr, range(sys.maxunicode + 1))            # all of Unicode takes 0.3 seconds
-    numbers = "".join(c for c in characters if unicodedata.category(c).startswith("N"))
+    numbers = "".join(c for c in characters if category(c).startswith("N"))
     space, other = r"[^\S\x1c-\x1f]", r"(?:[^\s\w]|[_\x1c-\x1f])"   # \x1c: to Python alone a space
     letters = rf"(?:[A-Za-z]+|[^\W_{numbers}])+"            # the first choice is only faster
     return re.compile(rf"'(?:[stmd]|re|ve|ll)| ?{letters}| ?[{numbers}]+| ?{other}+|"
@@ -958,6 +958,7 @@ def train_bpe(text, vocab_size):
         count(word, 1)
     merges, made = [], set()
     while len(made) < vocab_size - 256:
+        progress(f"finding subwords: {256 + len(made)} of {vocab_size}")
         pair = max(counts, key=lambda pair: (counts[pair], pair), default=None)
         check(counts[pair] > 1, f"the text is too short for vocab_size={vocab_size}; its pairs of "
                                 f"tokens make {256 + len(made)} at most")
@@ -967,6 +968,7 @@ def train_bpe(text, vocab_size):
             count(word, 1)
         merges.append(pair)
         made.add(pair[0] + pair[1])
+    progress()
     return merges
 
 
@@ -1022,13 +1024,13 @@ def read_safetensors(path):
     dtypes = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
     content = torch.from_file(str(path), size=path.stat().st_size, dtype=torch.uint8)   # mapped
     start = 8 + int.from_bytes(bytes(content[:8].tolist()), "little")
+    check(start <= len(content), f"{path.name} is not complete, or only a pointer of git-lfs")
     header, tensors = json.loads(bytes(content[8:start].tolist())), {}
     header.pop("__metadata__", None)
-    end = max(about["data_offsets"][1] for about in header.values())
-    check(start + end == len(content), f"{path.name} is not complete")
     for name, about in header.items():
         if not name.endswith((".attn.bias", ".attn.masked_bias")):      # masks; ours has none
             begin, end = about["data_offsets"]
+            check(start + end <= len(content), f"{path.name} is not complete")
             numbers = content[start + begin:start + end].clone().view(dtypes[about["dtype"]])
             tensors[name] = numbers.view(about["shape"])
     return tensors
@@ -1058,12 +1060,12 @@ def load_gpt2(folder):
         about = json.loads(Path(folder, "config.json").read_bytes())
         for name, wanted in GPT2_SETTINGS.items():
             check(about.get(name, wanted) == wanted, f"its {name} is {about.get(name)!r}")
-        sizes = {name: about[name] for name in ("vocab_size", "n_layer", "n_head", "n_embd")}
-        config = Config(block_size=about["n_positions"], **sizes,
-                        tie_weights=about.get("tie_word_embeddings", True))
         tokenizer = GPT2Tokenizer(Path(folder, "tokenizer.json"))
-        check(sorted(tokenizer.pieces) == list(range(config.vocab_size)),
-              f"{tokenizer.vocab_size} tokens do not fit vocab_size={config.vocab_size}")
+        V = tokenizer.vocab_size
+        check(sorted(tokenizer.pieces) == list(range(V)) and V <= about["vocab_size"],
+              f"{V} tokens do not fit vocab_size={about['vocab_size']}")
+        config = Config(V, about["n_positions"], about["n_layer"], about["n_head"], about["n_embd"],
+                        tie_weights=about.get("tie_word_embeddings", True))
         parameters = {}
         for name, p in read_safetensors(Path(folder, "model.safetensors")).items():
             if re.search(r"\.c_\w+\.weight$", name):
@@ -1071,6 +1073,8 @@ def load_gpt2(folder):
             name = name.removeprefix("transformer.")
             for theirs, ours in GPT2_NAMES.items():
                 name = name.replace(theirs, ours)
+            if name in ("token_embedding.weight", "lm_head.weight"):
+                p = p[:V]                                   # more rows only pad the table
             parameters[name] = p.float()
         if config.tie_weights:
             parameters["lm_head.weight"] = parameters["token_embedding.weight"]
@@ -1127,10 +1131,10 @@ def head_start(model):
 
 
 # %% Appendix: Long runs
-# LongRun can be called like `train`, and adds what a long training run needs. It saves at each
-# evaluation and once a minute, so that a stop at any moment (Ctrl-C, kill -9, a dead battery) costs
-# little; it goes on from what was saved; it can use a GPU and torch.compile. No run writes over
-# another: what lies under its name is set aside.
+# LongRun can be called like `train`, and adds what a long run needs. It saves at each evaluation
+# and once a minute, so that a stop at any moment (Ctrl-C, kill -9, a dead battery) costs little; it
+# goes on from what was saved; it can use a GPU and torch.compile. Earlier runs of its name are set
+# aside.
 
 ENDINGS = (".pt", ".csv", "-text.txt", "-bigram.txt", "-gpt.txt")       # the files of a run
 SAVE_SECONDS = 60
@@ -1179,9 +1183,8 @@ class LongRun:
 
     def save(self, model, state):
         """Write the checkpoint, and the losses as data/NAME.csv. ValueError if a number is lost."""
-        losses = (("training loss", state.train_loss or state.loss_sum),
-                  ("validation loss", state.val_loss or 0.0))
-        for name, x in (*losses, *model.named_parameters()):
+        losses = (state.train_loss or state.loss_sum) + (state.val_loss or 0.0)
+        for name, x in (("loss", losses), *model.named_parameters()):
             check(torch.as_tensor(x).isfinite().all(),
                   f"{name}: not a finite number by step {state.step}. Try a lower learning_rate or "
                   f"weight_decay. What was saved before is kept")
@@ -1240,15 +1243,10 @@ def read_checkpoint(path):
             optimizer = build_optimizer(saved.model, saved.config)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": saved.state["optimizer"]})
             saved.state = state = TrainState(**{**saved.state, "optimizer": optimizer})
-            for p in (p for p in saved.model.parameters() if p.requires_grad and state.step > 0):
-                for mean in (optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]):
-                    check(mean.shape == p.shape and mean.isfinite().all(), "its optimizer is wrong")
-            columns = "step", "train_loss", "val_loss", "learning_rate"
-            numbers = [row[column] for row in state.history for column in columns]
-            numbers += [state.loss_sum, state.seconds, state.train_loss or 0, state.val_loss or 0]
-            check(all(map(math.isfinite, numbers)) and type(state.step) is int and state.step >= 0
-                  and bool(state.best) == bool(state.history) and type(saved.text_sha256) is str,
-                  "a loss is not finite, or its step, its best parameters or its hash is wrong")
+            numbers = [x for row in state.history for x in (*row.values(), row["val_loss"])]
+            check(all(map(math.isfinite, [state.loss_sum, *numbers])) and state.step >= 0
+                  and bool(state.best) == bool(state.history) and saved.text_sha256,
+                  "a loss is not finite, or its step or its best parameters are wrong")
             return saved
         except Exception as error:                          # who knows what is in a file
             raise ValueError(f"{path} is not a whole checkpoint: {type(error).__name__}: "
@@ -1274,25 +1272,22 @@ class Parser(argparse.ArgumentParser):
 
     def parse_args(self, arguments):
         options = Counter(word.split("=")[0] for word in arguments if word.startswith("--"))
-        for option, times in options.items():
-            check(times == 1, f"{option} is given {times} times")
+        twice = [option for option, times in options.items() if times > 1]
+        check(not twice, f"given more than once: {', '.join(twice)}")
         return super().parse_args(arguments)
 
     def error(self, message):
-        raise ValueError(message)
+        raise ValueError(message.replace("one argument", "one argument, as in --prompt=-hello"))
 
 
-def check_range(name, value, lowest, below=2**32):
-    check(lowest <= value < below,
-          f"{name} must be at least {lowest} and below {below}, not {value}")
+def check_range(name, value, low, below=2**32):
+    check(low <= value < below, f"{name} must be at least {low} and below {below}, not {value}")
 
 
 def check_config(config):
     """The config, if a model can be built and trained with it; else ValueError."""
     for name, value in asdict(config).items():
         kind = Config.__dataclass_fields__[name].type
-        check(type(value) is kind or kind is float and type(value) is int,
-              f"{name} must be of type {kind.__name__}, not {value!r}")
         if kind in (int, float):
             zero = name in ("dropout", "weight_decay", "warmup_steps", "seed")
             check_range(name, value, 0 if zero else 1 if kind is int else 1e-12,
@@ -1309,7 +1304,6 @@ def run_command(arguments):
     """`python gpt.py`: the story, with any field of Config as an option."""
     parser = Parser("gpt.py", allow_abbrev=False, epilog=(
         "gpt.py sample: a trained model writes; gpt.py runs: what is kept; more is in tests/"))
-    parser.add_argument("command", nargs="?", help=argparse.SUPPRESS)
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
     parser.add_argument("--name", help="what to call the run; else shakespeare, or as the text")
     parser.add_argument("--size", choices=SIZES, help="a larger model")
@@ -1327,31 +1321,31 @@ def run_command(arguments):
     given = parser.parse_args(arguments)
     options = {name: value for name, value in vars(given).items() if hasattr(Config, name)}
     options = {**SIZES.get(given.size, {}), **options}
-    check(not given.command, f"there is no command {given.command}, only sample and runs, which "
-                             f"come first; demos are in tests/demos.py; a text goes with --text")
-    text_name, text = load_text(given.text)
-    name, device = given.name or text_name, choose_device(given.device)
+    saved = None
+    if given.resume:
+        saved = read_checkpoint(find_run(given.name or given.text and given.text.stem))
+    text_name, text = load_text(given.text, saved and saved.text_sha256)
+    name = saved.path.stem if saved else given.name or text_name
     check(Path(name).name == name != ".." and len(os.fsencode(name)) <= 200,
           f"--name begins the names of files; {name!r} cannot")
     paths = [(DATA / (name + ending)).resolve() for ending in ENDINGS]
     check(not given.text or given.text.resolve() not in paths,
           f"the run would write over {given.text}; give it another --name")
-    saved = read_checkpoint(DATA / f"{name}.pt") if given.resume else None
     if saved:
         tokenizer, config = saved.tokenizer, resumed_config(saved, options, text)
         kind = "char" if isinstance(tokenizer, CharTokenizer) else "bpe"
         check(given.tokenizer in (None, kind), f"{saved.path} has --tokenizer {kind}")
     else:
         config, tokenizer = check_config(Config(**options)), build_tokenizer(given, options, text)
-    long_run = LongRun(name, text, tokenizer, saved, device, given.compile, given.head_start)
+    long_run = LongRun(name, text, tokenizer, saved, choose_device(given.device), given.compile,
+                       given.head_start)
     try:
         run(name, text, config, tokenizer, long_run)
     except KeyboardInterrupt:
         step = long_run.saved_step
-        also = "--resume" + f" --name {name}" * (given.name is None)
         raise KeyboardInterrupt("stopped before anything was saved" if step is None else
-                                f"stopped; step {step} is saved, and the same command with {also} "
-                                f"goes on from there") from None
+                                f"stopped; step {step} is saved, and the same command with "
+                                f"--resume goes on from there") from None
 
 
 def build_tokenizer(given, options, text):
@@ -1360,13 +1354,13 @@ def build_tokenizer(given, options, text):
         check("vocab_size" not in options, "--vocab_size goes with --tokenizer bpe")
         return build_char_tokenizer(text)
     check_range("vocab_size", options.get("vocab_size", 512), 257)
-    progress("finding subwords")
     return BPETokenizer(train_bpe(split(text)[0], options.get("vocab_size", 512)))
 
 
 def resumed_config(saved, options, text):
     """The hyperparameters of a saved run; only max_steps and eval_interval may change."""
-    check(saved.text_sha256 == hash_of(text), f"{saved.path} was trained on another text")
+    check(saved.text_sha256 == hash_of(text),
+          f"{saved.path} was trained on another text; say on which with --text")
     for name in options.keys() - {"max_steps", "eval_interval"}:
         before = getattr(saved.config, name)
         check(options[name] == before, f"{saved.path} has {name}={before}, not {options[name]}")
@@ -1380,7 +1374,7 @@ def sample_command(arguments):
     parser = Parser("gpt.py sample", allow_abbrev=False, description="Let a trained model write.")
     parser.add_argument("run", nargs="?", help="its name or its path, or gpt2; else the latest")
     for name, kind, default, help in (
-            ("prompt", str, "", r"how the text begins; \n is a new line"),
+            ("prompt", str, "", r"how the text begins; \n: a new line, \t: a tab, \\: a backslash"),
             ("tokens", int, 500, "how many to write"),
             ("temperature", float, 0.8, "divides the logits; 0 takes the likeliest token"),
             ("top_k", int, None, "draw only from the k likeliest tokens"),
@@ -1393,7 +1387,7 @@ def sample_command(arguments):
     check_range("the number of new tokens", options.tokens, 0)
     path, device = find_run(options.run), choose_device(options.device)
     model, tokenizer = load_model(path)
-    prompt = options.prompt.replace(r"\n", "\n") or default_prompt(tokenizer)
+    prompt = unescape(options.prompt) or default_prompt(tokenizer)
     idx = torch.tensor([tokenizer.encode(prompt)], device=device)                   # (1, T)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
     next_token_probabilities(torch.zeros(1, 1), **sampling)         # it refuses what makes no sense
@@ -1412,6 +1406,10 @@ def sample_command(arguments):
                 print(shown(written), end="", flush=True)
                 waiting = []
     print(shown(tokenizer.decode(waiting)))
+
+
+def unescape(prompt):
+    return re.sub(r"\\[nt\\]", lambda m: {"n": "\n", "t": "\t"}.get(m[0][1], "\\"), prompt)
 
 
 def runs_command(arguments):
@@ -1455,8 +1453,8 @@ def choose_device(name=None):
     return name or here[0]
 
 
-def load_text(path=None):
-    """(name of the run, its text): from the file `path`, else Shakespeare, else Python's manual."""
+def load_text(path=None, sha256=None):
+    """(name, text): from the file `path`, else Shakespeare, else (or by its sha256) the manual."""
     if path is not None:
         try:
             text = path.read_text(encoding="utf-8-sig")     # line ends of all systems become \n
@@ -1464,14 +1462,16 @@ def load_text(path=None):
             raise ValueError(f"{path} is not UTF-8: {error}") from None
         check(text and "\0" not in text, f"{path} is {'not UTF-8; UTF-16?' if text else 'empty'}")
         return path.stem, text
+    from pydoc_data.topics import topics
+    manual = "".join(topics.values())
     try:
-        progress("downloading Tiny Shakespeare")
-        return "shakespeare", load_shakespeare()
+        if sha256 != hash_of(manual):
+            progress("downloading Tiny Shakespeare")
+            return "shakespeare", load_shakespeare()
     except (OSError, ValueError) as error:                  # ValueError: an odd address of a proxy
         print(f"No Tiny Shakespeare ({type(error).__name__}), so Python's manual is the text. Or "
               f"save {SHAKESPEARE_URL} as {DATA / 'tinyshakespeare.txt'}")
-        from pydoc_data.topics import topics
-        return "manual", "".join(topics.values())
+    return "manual", manual
 
 
 def default_prompt(tokenizer):

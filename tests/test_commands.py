@@ -9,6 +9,8 @@ import signal
 import subprocess
 import sys
 import time
+import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -246,15 +248,15 @@ def test_a_reader_that_leaves_ends_a_command_quietly(trained, monkeypatch):
     (["--text", "utf16le.txt"], "not UTF-8; UTF-16?"), (["--text", "empty.txt"], "empty.txt is empty"),
     (["--text", "short.txt"], "tokens are too few"), (["--text", "a.txt"], "tokens are too few"),
     (["--text", "cats.txt", "--block_size", "9000"], "tokens are too few"),
-    ([*CATS, "--seed", "1", "--seed=2"], "--seed is given 2 times"),
+    ([*CATS, "--seed", "1", "--seed=2"], "given more than once: --seed"),
     (["sample", "--top_k", "1", "--top_k", "2"], "--top_k"), (["--n_layers", "3"], "--n_layers"),
     (["--max-steps", "3"], "--max-steps"), (["--bogus"], "--bogus"),
-    (["--text", "cats.txt", "--device", "abacus"], "no device 'abacus' here"), (["hello"], "tests/demos.py"),
-    (["count", "--n_layer", "2"], "tests/demos.py"), (["help"], "help"), (["cats.txt"], "a text goes with --text"),
-    (["smaple"], "sample and runs"), (["--seed", "1", "sample"], "sample and runs"),
+    (["--text", "cats.txt", "--device", "abacus"], "no device 'abacus' here"), (["hello"], "unrecognized arguments: hello"),
+    (["cats.txt"], "cats.txt"), (["--seed", "1", "sample"], "sample"),
+    (["sample", "--prompt", "-hello"], "--prompt: expected one argument, as in --prompt=-hello"),
     (["--name", "a/b", "--text", "cats.txt"], "'a/b'"), (["--name", "..", "--text", "cats.txt"], "'..'"),
     (["--name", ".", "--text", "cats.txt"], "'.'"), (["--name", "x" * 201, "--text", "cats.txt"], "xxx"),
-    (["--name", "ü" * 101, "--text", "cats.txt"], "--name"), (RESUME, "data/cats.pt"),
+    (["--name", "ü" * 101, "--text", "cats.txt"], "--name"), (RESUME, "no run cats"),
     (["sample"], "`python gpt.py` makes one"), (["sample", "nobody"], "no run nobody"),
     (["sample", "gpt2"], "data/gpt2"), (["sample", "--tokens", "few"], "few"), (["runs", "all"], "all"),
     (["--size", "8M"], "'7M', '11M'"), (["--text", "cats.txt", "--vocab_size", "99"], "--tokenizer bpe"),
@@ -358,7 +360,7 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(cats):
     assert code == 130 and seconds < 5 and last.startswith("gpt.py: stopped; step ")
     assert "\rstep " in output and " minutes left" in output and "9. Sampling" not in output  # progress is redrawn in place
     saved = gpt.read_checkpoint(cats / "data" / "cats.pt")
-    assert f"step {saved.state.step} is saved" in last and "--resume --name cats" in last
+    assert f"step {saved.state.step} is saved" in last and "the same command with --resume goes on" in last
     assert saved.state.step % 50 == 0 and saved.config.dropout == 0.1
     code, _, error = main(*RESUME, "--max_steps", saved.state.step + 70)    # the rest would take too long for a test
     assert (code, error) == (0, "")
@@ -380,7 +382,7 @@ def test_an_interrupted_run_ends_as_one_that_never_stopped(cats, tmp_path_factor
             code, _, error = main(*(settings if step == 0 else RESUME))
         last = last if seconds > 0 else step
         assert code == 130 and error == (f"gpt.py: stopped; step {last} is saved, and the same command with --resume "
-                                         f"--name cats goes on from there\n")
+                                         f"goes on from there\n")
         assert gpt.read_checkpoint("data/cats.pt").state.step == last
         assert main("sample", "--tokens", 5)[0] == 0            # even before the first step
     assert main(*RESUME)[0] == 0
@@ -428,7 +430,7 @@ def test_resume_takes_its_settings_from_the_checkpoint_and_refuses_others(copy):
                           (["--max_steps", "30"], "has made 40 steps"), (["--eval_interval", "0"], "eval_interval")):
         one_line(*RESUME, *change, words=words)
     (copy / "cats.txt").write_text(TEXT.replace("cat", "act"))
-    one_line(*RESUME, words="another text")
+    one_line(*RESUME, words="another text; say on which with --text")
     (copy / "cats.txt").write_text(TEXT)
     assert contents(copy) == before
     code, output, _ = main(*RESUME, "--max_steps", "60", "--eval_interval", "20", "--n_embd", "16")
@@ -436,6 +438,25 @@ def test_resume_takes_its_settings_from_the_checkpoint_and_refuses_others(copy):
     run = gpt.read_checkpoint("data/cats.pt")
     assert (run.config.n_embd, run.config.max_steps, run.config.eval_interval, run.state.step) == (16, 60, 20, 60)
     assert [row["step"] for row in run.state.history] == [15, 30, 40, 60]
+
+
+def test_resume_takes_the_latest_run_and_the_text_that_it_was_trained_on(cats, monkeypatch):
+    """One that began without a network is on Python's manual, and stays so when Shakespeare can be had again."""
+    def offline():
+        raise OSError
+    monkeypatch.setattr(gpt, "load_shakespeare", offline)
+    monkeypatch.setitem(sys.modules, "pydoc_data.topics", types.SimpleNamespace(topics={"a": TEXT, "b": TEXT[::-1]}))
+    settings = CATS[2:]
+    assert main(*settings)[0] == 0 and Path("data/manual.pt").exists()
+    monkeypatch.setattr(gpt, "load_shakespeare", lambda: TEXT.upper())
+    for arguments in ([], ["--name", "manual"]):
+        code, output, error = main("--resume", *arguments)
+        assert (code, error) == (0, "") and "going on from step" in output and not Path("data/shakespeare.pt").exists()
+    assert main(*settings)[0] == 0                              # now on Shakespeare, and this is the latest
+    assert "going on from step" in main("--resume")[1] and gpt.find_run().stem == "shakespeare"
+    assert main(*settings, "--text", "cats.txt")[0] == 0
+    one_line("--resume", words="data/cats.pt was trained on another text; say on which with --text")
+    assert main("--resume", "--text", "cats.txt")[0] == 0
 
 
 def test_resume_of_a_finished_run_writes_what_is_missing(copy, trained):
