@@ -20,10 +20,10 @@ import time
 from itertools import count
 from pathlib import Path
 
-from gpt import (BIGRAM_TRAINING, DATA, BigramLanguageModel, Config, Parser, atomic_write,
-                 build_char_tokenizer, escape_control, evaluate, finish_lines, get_batch, heading,
-                 held_out_lines, learning_rate_at, load_text, prepare_data, run_cleanly, split,
-                 train)
+from gpt import (BIGRAM_TRAINING, DATA, LARGEST_BIGRAM, BigramLanguageModel, Config, Parser,
+                 atomic_write, build_char_tokenizer, check, escape_control, evaluate, finish_lines,
+                 get_batch, heading, held_out_lines, learning_rate_at, load_text, prepare_data,
+                 run_cleanly, split, train)
 
 import torch                            # after gpt, which silences a remark of torch about NumPy
 import torch.nn.functional as F
@@ -54,13 +54,13 @@ def train_by_hand(data, config):
     is 0 here, and gradients are too short to be clipped.)
     """
     table = torch.zeros(config.vocab_size, config.vocab_size)   # at first, all are equally likely
-    m, v = torch.zeros_like(table), torch.zeros_like(table)
+    m, s = torch.zeros_like(table), torch.zeros_like(table)
     for step in range(config.max_steps):
         g = gradient_by_hand(table, *get_batch(data, step, config))
         m = 0.9 * m + 0.1 * g
-        v = 0.99 * v + 0.01 * g**2
-        m_mean, v_mean = m / (1 - 0.9**(step + 1)), v / (1 - 0.99**(step + 1))
-        table = table - learning_rate_at(step, config) * m_mean / (v_mean.sqrt() + 1e-8)
+        s = 0.99 * s + 0.01 * g**2
+        m_mean, s_mean = m / (1 - 0.9**(step + 1)), s / (1 - 0.99**(step + 1))
+        table = table - learning_rate_at(step, config) * m_mean / (s_mean.sqrt() + 1e-8)
     return table
 
 
@@ -122,6 +122,7 @@ def run(name, text):
     """Train, train by hand, count, and compare the tables."""
     tokenizer = build_char_tokenizer(text)
     V, config = tokenizer.vocab_size, Config(vocab_size=tokenizer.vocab_size, **BIGRAM_TRAINING)
+    check(V <= LARGEST_BIGRAM, f"{V} different characters; a table has {LARGEST_BIGRAM} at most")
     train_data, val_data = (data.long() for data in prepare_data(text, tokenizer))      # (N,) each
 
     heading("4. Bigram")                                        # as gpt.run does it

@@ -245,8 +245,7 @@ class BigramLanguageModel(nn.Module):
         return logits, loss
 
 
-# Such a table could just as well be made by counting which token follows which; the file bigram.py
-# does both. Trained, its loss is 2.49, and it writes "Cars an thede. Y in, lanoulisee we anonthou".
+# Counting which token follows which makes nearly the same table; bigram.py does both. Loss: 2.49.
 
 
 # %% 5. Attention
@@ -866,7 +865,8 @@ def run(name, text, config, tokenizer=None, train_gpt=train):
               f"{math.exp(min(loss, 20)):>12.2f}{states[who].seconds:>9.1f}")
     for who in lines:
         write_lines(f"{name}-{who.lower()}.txt", lines[who])
-    print(f"\ndiff -y -W 79 {DATA}/{name}-bigram.txt {DATA}/{name}-gpt.txt    shows them again")
+    print(f"\nCompare:  diff -y -W 79 {DATA}/{name}-bigram.txt {DATA}/{name}-gpt.txt\n"
+          f"Explore:  python attention_toy.py --page {name}")
     return models.get("bigram"), model, tokenizer, state
 
 

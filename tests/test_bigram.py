@@ -163,10 +163,12 @@ def test_it_writes_over_no_other_file(in_tmp, capsys, monkeypatch):
 
 @pytest.mark.parametrize("arguments, says", [
     (["--text", "nowhere.txt"], "nowhere.txt"), (["--text", "short.txt"], "too few"), (["cats"], "cats"),
-    (["--text", "empty.txt"], "empty"), (["--tex", "short.txt"], "--tex")])
+    (["--text", "empty.txt"], "empty"), (["--tex", "short.txt"], "--tex"),
+    (["--text", "many.txt"], "2049 different characters; a table has 2048 at most")])
 def test_mistakes_get_one_line(in_tmp, capsys, arguments, says):
     (in_tmp / "short.txt").write_text("ab", encoding="utf-8")
     (in_tmp / "empty.txt").write_text("", encoding="utf-8")
+    (in_tmp / "many.txt").write_text("".join(map(chr, range(0x4e00, 0x4e00 + 2049))), encoding="utf-8")
     code = gpt.run_cleanly("bigram.py", bigram.command, arguments)
     error = capsys.readouterr().err
     assert code == 2 and error.startswith("bigram.py: ") and error.count("\n") == 1 and says in error

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import types
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -239,6 +240,43 @@ def test_a_reader_that_leaves_ends_a_command_quietly(trained, monkeypatch):
     assert error.getvalue().count("\n") == 1 and "writes, with --seed" in error.getvalue()
 
 
+def test_in_a_prompt_a_doubled_backslash_is_one(cats):
+    (cats / "tex.txt").write_text("\\nabla f\\theta\n\tand so on\n" * 100)
+    assert main("--text", "tex.txt", *TINY)[0] == 0
+    for typed, prompt in ((r"\\nabla f", r"\nabla f"), (r"\n\tand", "\n\tand"), (r"f\theta", "f\theta"), ("\\", "\\")):
+        code, output, _ = main("sample", "--prompt", typed, "--tokens", "3")
+        assert code == 0 and output.startswith(prompt) and len(output) == len(prompt) + 4
+
+
+# What is shown
+
+
+@pytest.mark.parametrize("text, columns, shown", [
+    ("to be", 8, "to be   "), ("to be or", 5, "to be"), ("", 3, "   "), ("天下大势", 9, "天下大势 "),
+    ("天下大势", 5, "天下 "), ("\u3000天", 6, "\u3000天  "), ("e\u0301a\u0301", 4, "e\u0301a\u0301  "),
+    ("e\u0301a\u0301", 1, "e\u0301"), ("한국", 3, "한 ")])
+def test_a_text_fits_the_columns_of_a_terminal(text, columns, shown):
+    assert gpt.fit(text, columns) == shown
+
+
+def test_only_what_could_do_something_to_a_terminal_is_escaped():
+    of_kind = lambda *kinds: "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c) in kinds)
+    harmless, controls = of_kind("Zs", "Lo", "Ll", "Mn", "Po"), of_kind("Cc", "Cf", "Zl")
+    assert gpt.escape_control(harmless + "\n\t") == harmless + "\n\t"
+    assert set(gpt.escape_control(controls)) & set(controls) == {"\n", "\t"}
+    assert gpt.escape_control("\x1b[2J\r\u202e") == r"\x1b[2J\r\u202e"
+
+
+def test_lines_of_wide_characters_stand_in_two_columns(cats):
+    text = "\u3000\u3000话说天下大势，分久必合，合久必分。周末七国分争。cafe\u0301\n" * 60
+    (cats / "wide.txt").write_text(text, encoding="utf-8")
+    code, output, _ = main("--text", "wide.txt", *TINY)
+    rows = [line for line in output.split("\n") if " | " in line]
+    assert code == 0 and rows and "\\u3000" not in "".join(rows)
+    width = lambda text: sum(2 if unicodedata.east_asian_width(c) in "WF" else c != "\u0301" for c in text)
+    assert {width(row.split(" | ")[0]) for row in rows} == {37} and max(map(width, rows)) <= 77
+
+
 # Mistakes
 
 
@@ -251,7 +289,7 @@ def test_a_reader_that_leaves_ends_a_command_quietly(trained, monkeypatch):
     ([*CATS, "--seed", "1", "--seed=2"], "given more than once: --seed"),
     (["sample", "--top_k", "1", "--top_k", "2"], "--top_k"), (["--n_layers", "3"], "--n_layers"),
     (["--max-steps", "3"], "--max-steps"), (["--bogus"], "--bogus"),
-    (["--text", "cats.txt", "--device", "abacus"], "no device 'abacus' here"), (["hello"], "unrecognized arguments: hello"),
+    (["--text", "cats.txt", "--device", "abacus"], "no device 'abacus' here"), (["hello"], "hello"),
     (["cats.txt"], "cats.txt"), (["--seed", "1", "sample"], "sample"),
     (["sample", "--prompt", "-hello"], "--prompt: expected one argument, as in --prompt=-hello"),
     (["--name", "a/b", "--text", "cats.txt"], "'a/b'"), (["--name", "..", "--text", "cats.txt"], "'..'"),

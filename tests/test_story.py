@@ -133,8 +133,8 @@ def test_the_lines_to_be_diffed_are_those_that_are_printed(ran):
         assert any(line.startswith(text) for line in held_out)
         beginning = min(12, (len(text) + 1) // 2)
         assert text[:beginning] == left[:beginning] == right[:beginning]
-    command = printed.splitlines()[-1]
-    assert command.startswith("diff -y -W 79 data/cats-bigram.txt data/cats-gpt.txt  ")
+    assert printed.splitlines()[-2:] == ["Compare:  diff -y -W 79 data/cats-bigram.txt data/cats-gpt.txt",
+                                         "Explore:  python attention_toy.py --page cats"]
 
 
 def test_bigram_py_writes_the_same_file_to_the_byte(ran, cats):
