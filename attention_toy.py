@@ -1,23 +1,23 @@
 """attention_toy.py: attention taken apart, in four versions from a loop to self-attention.
 
-Attention is the one hard idea in a GPT: each token gathers what it needs from the tokens before it.
-Here that is done four times. The first three versions give the same numbers, the average of each
-token and all tokens before it: by a loop, by a matrix product, and by a softmax. In the fourth, the
-weights of this average depend on what the tokens are. That is self-attention.
+Attention is the one hard idea in a GPT: each token (here a character) gathers what it needs from
+those before it. Here that is done four times. The first three versions give the same numbers, the
+average of each token and all before it: by a loop, by a matrix product, and by a softmax. In the
+fourth, the weights of this average depend on what the tokens are. That is self-attention.
 
      1  Tensors          the whole idea, as a product of two small matrices
      2  An example       two texts as numbers
      3  Version 1        the average of what came before, by a loop
      4  Version 2        the same, as one matrix product
-     5  Version 3        the same, as a softmax over a mask
+     5  Version 3        the same, as a softmax of masked scores
      6  Version 4        self-attention: queries, keys and values
      7  Several heads    version 4 a few times, side by side
      8  Questions        why the scale, why positions, why the mask, and what does it cost?
      9  Trained heads    how attention weights are drawn, and what trained heads look at
     10  The run          the command line
 
-    python attention_toy.py             all of it; trains a small model on the way, half a minute
-    python attention_toy.py --quick     chapters 1 to 8, some seconds
+    python attention_toy.py             all of it; trains small models along the way, half a minute
+    python attention_toy.py --quick     chapters 1 to 8, a few seconds
     python attention_toy.py --model shakespeare --prompt "ROMEO:\\nBut soft"
                                         chapter 9, for a run that gpt.py has kept, or for a GPT-2
 
@@ -28,25 +28,24 @@ in each, and C channels (numbers) for each token; nh is the number of heads, hs 
 import math
 import sys
 import textwrap
-import unicodedata
 from pathlib import Path
 from unittest.mock import patch
 
 from gpt import (GPT, CausalSelfAttention, Config, Parser, build_char_tokenizer, check, complete,
-                 default_prompt, encode_text, escape_control, evaluate, find_run, heading,
+                 default_prompt, encode_text, escape_control, evaluate, find_run, fit, heading,
                  load_model, load_text, one_head, run_cleanly, several_heads, sinusoids, split,
-                 train)
+                 train, unescape)
 
 import torch                        # after gpt, which silences a remark of torch about NumPy
 import torch.nn.functional as F
 
 # %% 1. Tensors
-# A tensor is a block of numbers with a shape: (3, 2) has 3 rows and 2 columns. A matrix product
-# makes weighted sums: row t of `weights @ x` is a sum of the rows of x, and row t of the weights
-# says how much of each. If the weights are a lower triangle, row t takes nothing from later rows.
+# A tensor is a block of numbers with a shape: (3, 2) has 3 rows and 2 columns, (2, 3, 2) is two of
+# these. A matrix product makes weighted sums: row i of `weights @ x` is a sum of the rows of x, and
+# row i of the weights says how much of each; in a lower triangle, it takes nothing from later rows.
 
 def show_tensors():
-    ones = torch.ones(3, 3).tril()                            # (3, 3), the lower triangle
+    ones = torch.ones(3, 3).tril()                            # (3, 3), 0 above the diagonal
     weights = ones / ones.sum(dim=1, keepdim=True)            # (3, 3) / (3, 1): rows by their sums
     x = torch.tensor([[6.0, 0.0], [2.0, 4.0], [1.0, 8.0]])    # (3, 2), three tokens
     result = weights @ x                                      # (3, 3) @ (3, 2) -> (3, 2)
@@ -54,7 +53,7 @@ def show_tensors():
           "      weights (3, 3)      @     x (3, 2)     =   result (3, 2)\n")
     for rows in zip(weights.tolist(), x.tolist(), result.tolist()):
         print("".join("      " + "".join(f"{number:6.2f}" for number in row) for row in rows))
-    print("\nThe last row is a third of each row of x: (6 + 2 + 1) / 3 and (0 + 4 + 8) / 3.")
+    print("\nThe last row adds up a third of each: (6 + 2 + 1) / 3 and (0 + 4 + 8) / 3.")
 
 
 def tell(name, tensor, meaning):
@@ -71,7 +70,7 @@ def print_row(*cells):                                        # a table, row by 
 # nothing that we could name. Ours can be named, so that every result can be checked by eye:
 
 EXAMPLE = ("to be or", " not to ")                            # B = 2 texts of T = 8 tokens
-CHANNELS = ("vowel", "consonant", "space", "alphabet")        # C = 4; a is 1, b is 2, a space 27
+CHANNELS = ("vowel", "consonant", "space", "alphabet")        # C = 4; a is 1, ..., a space 27, as {
 
 
 def example():
@@ -89,8 +88,8 @@ def show_example():
 
 
 # %% 3. Version 1: a loop
-# The simplest way to gather is the average. The token at position t receives the mean of the tokens
-# 0 to t. Those after t are left out: a language model has to predict them.
+# The simplest way to gather is the average. The token at position t (the first is 0) receives the
+# mean of the tokens 0 to t. Those after t are left out: a language model has to predict them.
 
 def average_by_loop(x):
     """Version 1: x (B, T, C) -> (B, T, C), the mean of each token and those before it."""
@@ -103,28 +102,28 @@ def average_by_loop(x):
 
 def weights_behind(average, T):
     """The attention weights (T, T) with which one of the versions 1 to 3 gathers T tokens."""
-    x = torch.eye(T)[None]              # (1, T, T). Token s has a 1 in channel s, others a 0 there,
+    x = torch.eye(T)[None]              # (1, T, T): one text. Token s has a 1 in channel s, else 0,
     return average(x)[0]                # so what a result has in channel s has come from token s.
 
 
 def show_version_1():
     x = example()
     tell("x", x, "two texts of 8 tokens, each described by 4 numbers")
-    tell("seen", x[:, :4], "what the tokens at position 3 see: x[:, :4]")
+    tell("seen", x[:, :6], "what the tokens at position 5 see: x[:, :6]")
     result = average_by_loop(x)
     tell("result", result, "for each token, the mean of what it sees")
     weights = weights_behind(average_by_loop, 8)
-    tell("weights", weights, "row t: how much of each token is in result t")
+    tell("weights", weights, "the loop acts as if it had these: row i makes result i")
     print(f"\nA picture of the weights for {EXAMPLE[0]!r}, and to the right of each row its\n"
-          "result. Read it row by row: the token at the left takes from those on top,\n"
+          "result. Each row is for the token at its left, each column for one on top:\n"
           f"{LEGEND}.\n")
     show_weights(weights, result[0], CHANNELS)
-    print("\nEach row sums to 1, so the further down, the lighter: more tokens share it.\n"
+    print("\nEach row sums to 1, so the further down, the thinner: more tokens share it.\n"
           "Check a number: the b has seen t o ␣ b, one vowel of four, so 0.25.")
 
 
 # %% 4. Version 2: one matrix product
-# A loop in Python is slow, and chapter 1 has shown what to do instead. A lower triangle of ones
+# A loop in Python is slow, and chapter 1 showed what to do instead. A lower triangle of ones
 # says who sees whom; divided by its sum, each row makes an average. The product of (T, T) with
 # (B, T, C) is made for each of the B texts by itself.
 
@@ -141,35 +140,35 @@ def show_version_2():
     tell("x", x, "as before")
     tell("ones", ones, "the lower triangle: who sees whom")
     weights = weights_behind(average_by_matrix, 8)
-    tell("weights", weights, "each row divided by its sum, as in version 1")
+    tell("weights", weights, "each row divided by its sum: those behind version 1")
     result = average_by_matrix(x)
     tell("result", result, "weights @ x: (8, 8) @ (2, 8, 4)")
-    print("\nThe first 4 rows and columns of ones, of weights, and of the first result:\n"
-          f"{ones[:4, :4]}\n{weights[:4, :4]}\n{result[0, :4]}\n")
+    print(f"\nones, the first 4 rows and columns:\n{ones[:4, :4]}\nweights, likewise:\n"
+          f"{weights[:4, :4]}\nresult of the first text, the first 4 rows:\n{result[0, :4]}\n")
     show_equal("versions 1 and 2", average_by_loop(x), result)
 
 
 def show_equal(names, a, b):
     """Print by how much two tensors differ. Raises AssertionError if it is more than rounding."""
     torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
-    print(f"{names}: the same numbers, within {(a - b).abs().max():.0e}")
+    print(f"{names}: the same numbers, up to {(a - b).abs().max():.0e}")
 
 
-# %% 5. Version 3: softmax over a mask
-# Softmax turns any row of scores into weights that sum to 1: exp(score), divided by the sum of
-# exp(score) over the row. Equal scores give equal weights. A score that is higher by 1 gives a
-# weight 2.7 times as large; higher by 7, about 1,100 times. A score of minus infinity gives the
-# weight 0. So let all scores be 0, put minus infinity where the future is (the causal mask), and
-# softmax makes the averages of version 2.
+# %% 5. Version 3: softmax of masked scores
+# Softmax turns any row of scores into weights that are above 0 and sum to 1: exp(score), divided by
+# the sum of exp(score) over the row. Equal scores give equal weights. A score that is higher by 1
+# gives a weight 2.7 times as large; higher by 7, about 1,100 times. A score of minus infinity gives
+# the weight 0. So let all scores be 0, put minus infinity where the future is (the causal mask:
+# nothing depends on what comes later), and softmax makes the weights of version 2.
 #
-# Why the detour? The weights of version 2 were fixed. A score may be any number, such as one that
-# says how much this token matters to that one. In version 4, the scores are no longer 0.
+# Why the detour? The weights of version 2 were fixed. A score may be any number, also a negative
+# one, and can say how much this token matters to that one. In version 4, it will.
 
 def average_by_softmax(x):
     """Version 3: x (B, T, C) -> the same (B, T, C), with weights made from scores."""
     T = x.shape[1]
     scores = torch.zeros(T, T)                                # (T, T): all matter alike
-    future = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)    # (T, T), True: later
+    future = torch.ones(T, T, dtype=torch.bool).triu(diagonal=1)    # True: column > row
     scores = scores.masked_fill(future, -math.inf)            # (T, T)
     weights = F.softmax(scores, dim=-1)                       # (T, T): each row sums to 1
     return weights @ x                                        # (T, T) @ (B, T, C) -> (B, T, C)
@@ -179,10 +178,10 @@ def show_version_3():
     x, scores = example(), torch.zeros(8, 8)
     tell("x", x, "as before")
     tell("scores", scores, "all 0; above the diagonal, they become minus infinity")
-    tell("weights", weights_behind(average_by_softmax, 8), "softmax of each row, as in version 2")
+    tell("weights", weights_behind(average_by_softmax, 8), "softmax of a row: those of version 2")
     result = average_by_softmax(x)
     tell("result", result, "weights @ x")
-    print("\nThe weights of the third of five tokens, if all scores are 0, or one of them 1:\n")
+    print("\nThe weights of the token at position 2, if all scores are 0, or one of them 1:\n")
     for score in (0.0, 1.0):
         scores = torch.tensor([0.0, score, 0.0, 0.0, 0.0])    # (T,), a row
         masked = scores.masked_fill(torch.arange(5) > 2, -math.inf)     # (T,)
@@ -199,12 +198,13 @@ def show_version_3():
 #     a key    k    what do I offer to those who look?
 #     a value  v    what do I hand over if I am chosen?
 #
-# The score of two tokens is the dot product (multiply number by number, and add up) of the query of
-# the one that looks and the key of the one that is looked at: large if what is offered is what is
-# looked for. `q @ k.transpose(-2, -1)`, that is (T, hs) @ (hs, T), has it for all pairs: row t is
-# for the query of token t, column s for the key of token s. It is divided by sqrt(hs), for a reason
-# that chapter 8 shows. The rest is version 3: mask the future, softmax, and a weighted mean, now of
-# the values. In symbols, with M = 0 for what a token sees and minus infinity for what comes later:
+# The score of two tokens is the dot product (multiply number by number, and add up) of the one's
+# query and the other's key: large if the key offers what the query asks for. `q @ k.transpose(-2,
+# -1)`, that is (T, hs) @ (hs, T), gives the scores of all pairs at once: row i is for the query of
+# token i, column j for the key of token j. (-1 is the last dimension, -2 the one before.) Each is
+# divided by sqrt(hs), for a reason that chapter 8 shows. The rest is version 3: mask the future,
+# softmax, and a weighted mean, now of the values. In symbols, where K^T is K with rows and columns
+# swapped, and M is 0 for what a token sees and minus infinity for what comes later:
 #
 #     attention(Q, K, V) = softmax(Q K^T / sqrt(hs) + M) V,    Q = x W_Q,   K = x W_K,   V = x W_V
 
@@ -228,9 +228,9 @@ def self_attention(x, w_query, w_key, w_value):
 
 # In a GPT, the three matrices are learned. Here they are made by hand, so that you can follow. The
 # two numbers of queries and keys stand for (vowels, spaces). A consonant looks for vowels, a vowel
-# for spaces, and a space for nothing in particular. What a token hands over is its number in the
-# alphabet, and whether it is a vowel. The tens make scores of about 7 where something is found, so
-# softmax leaves almost nothing to the others.
+# for spaces, and a space for nothing in particular. A vowel offers (1, 0), a space (0, 1), and a
+# consonant nothing. What a token hands over is its number in the alphabet, and whether it is a
+# vowel. The tens make scores of about 7 where something is found: almost nothing is left to others.
 
 def hand_made_matrices():
     """w_query, w_key and w_value, each (C, hs) = (4, 2)."""
@@ -244,17 +244,17 @@ def hand_made_matrices():
 def show_steps(x, matrices):
     """Print the shapes of version 4 as it computes -> q, k, v, scores, weights, result."""
     q, k, v = (x @ matrix for matrix in matrices)             # (B, T, C) -> three of (B, T, hs)
-    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])     # -> (B, T, T)
-    weights = attention_weights(q, k)                         # -> (B, T, T)
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])     # -> (B, T, T), only to be shown
+    weights = attention_weights(q, k)                         # -> (B, T, T), from masked scores
     result = weights @ v                                      # -> (B, T, hs)
     tell("x", x, "(B, T, C)")
-    tell("w_query", matrices[0], "(C, hs); w_key and w_value have this shape, too")
-    tell("q", q, "what each token looks for: x @ w_query")
+    tell("w_query", matrices[0], "(C, hs); w_key and w_value have the same shape")
+    tell("q", q, "(B, T, hs), what each token looks for: x @ w_query")
     tell("k", k, "what it offers: x @ w_key")
     tell("v", v, "what it hands over: x @ w_value")
     tell("scores", scores, "how well each key fits each query: q @ k^T / sqrt(hs)")
     tell("weights", weights, "softmax of each row of scores, the future masked")
-    tell("result", result, "what each token receives: weights @ v")
+    tell("result", result, "what each token receives, now hs numbers: weights @ v")
     return q, k, v, scores, weights, result
 
 
@@ -264,40 +264,41 @@ def show_version_4():
     q, k, v, scores, weights, result = show_steps(x, matrices)
     print(f"\nThe weights for {EXAMPLE[0]!r}, and to the right of each row its result:\n")
     show_weights(weights[0], result[0], ("alphabet", "vowel"))
-    print("\nThe consonants b and r look at the vowels before them, and what they receive\n"
-          "is nearly the mean of those: for the r, that of o, e and o. (The others keep\n"
-          "about a thousandth each.) The e and the second o have found spaces, the 27. The\n"
-          "first o finds none, and the t sees only itself: weights must sum to 1, so they\n"
-          "go to what there is. A space asks with zeros, so its scores are 0: version 3.\n\n"
-          f"How the last row came about, for the r with q = {q[0, -1].tolist()}: where it finds\n"
-          "a vowel, its score is 10 * 1 + 0 * 0, divided by sqrt(2).\n")
+    print("\nThe consonants b and r look at the vowels before them, and receive nearly the\n"
+          "mean of those: the r, that of o, e and o. (Others keep less than a thousandth.)\n"
+          "The e and the second o have found spaces, whose number is 27. The first o sees\n"
+          "no space, the t only itself: where nothing fits, scores are equal, and so are\n"
+          "weights, which must sum to 1. A space asks with (0, 0): version 3 again.\n\n"
+          f"The last row, for the r with q = {q[0, -1].tolist()}: a vowel has the score (10 * 1\n"
+          "+ 0 * 0) / sqrt(2), exp(7.07) is 1,177, its weight is 1177 / (3 * 1177 + 5):\n")
     print_row("looks at", "k", "score", "weight", "v")
     for s, character in enumerate(EXAMPLE[0]):
         print_row(cell(character, 1), k[0, s].tolist(), f"{scores[0, -1, s]:.2f}",
-                  f"{weights[0, -1, s]:.3f}", v[0, s].tolist())
-    print(f"\nThe same matrices, the second text, {EXAMPLE[1]!r}. In versions 1 to 3 its picture\n"
-          f"would be that of the first. Here it is not: the weights depend on the content.\n\n"
+                  f"{weights[0, -1, s]:.4f}", v[0, s].tolist())
+    print(f"\nThe same matrices with the second text, {EXAMPLE[1]!r}. In versions 1 to 3, its\n"
+          f"picture would be that of the first. Now the weights depend on the content.\n\n"
           f"{picture(weights[1], EXAMPLE[1])}")
 
 
 def show_version_4_once_more():
     torch.manual_seed(0)
-    print("Nothing is made by hand here: x and the matrices are random numbers.\n")
-    x, matrices = torch.randn(4, 8, 32), torch.randn(3, 32, 16) / math.sqrt(32)     # three (C, hs)
+    print("With random numbers, to compare it with gpt.py; nothing is made by hand.\n")
+    x, matrices = torch.randn(4, 8, 32), torch.randn(3, 32, 16) / math.sqrt(32)     # q varies as x
     *_, weights, result = show_steps(x, matrices)
     print(f"\nThe weights of the first text, in percent:\n{(100 * weights[0]).round().long()}\n")
     show_equal("version 4 and gpt.one_head", self_attention(x, *matrices), one_head(x, *matrices))
     alone = torch.cat((x[:1], torch.zeros(3, 8, 32)))         # (1, T, C), (3, T, C) -> (B, T, C)
     same = torch.equal(self_attention(alone, *matrices)[0], result[0])
-    print("The texts of a batch never exchange anything. If the other three are erased, is\n"
-          f"the result of the first one the same? {same}")
+    print("The texts of a batch never exchange anything: with the other three set to 0,\n"
+          f"the result of the first is {'the same' if same else 'ANOTHER'}.")
 
 
 # %% 7. Several heads
-# One head brings each token one mean, and a mean mixes: of 5 and 20 it is 12.5, and of 20 and 5 as
-# well. Two heads could bring both numbers. So there are nh heads of hs = C / nh channels. All are
-# computed at once: reshape cuts the channels of q, k and v (of a b c d e f, two heads get a b c and
-# d e f), and transpose puts nh beside B. Products work on the last two dimensions, head by head.
+# One head brings each token one mean, and a mean forgets which was which: 5 and 20 give 12.5, as do
+# 20 and 5. Two heads can bring both numbers. So there are nh heads of hs = C / nh channels: side by
+# side, their results are C numbers again. Their matrices, side by side, are (C, C). Reshape cuts
+# the channels of q, k and v (of a b c d e f, two heads get a b c and d e f), and transpose puts nh
+# beside B. Products work on the last two dimensions, head by head.
 
 def heads_at_once(x, w_query, w_key, w_value, n_head):
     """Version 4 with n_head heads side by side: x (B, T, C), three matrices (C, C) -> (B, T, C)."""
@@ -313,18 +314,20 @@ def heads_at_once(x, w_query, w_key, w_value, n_head):
 @torch.no_grad()
 def show_several_heads():
     torch.manual_seed(0)
-    attention = CausalSelfAttention(Config(n_embd=16, n_head=4, bias=False))
-    x, projection = torch.randn(2, 8, 16), attention.proj.weight.T      # (B, T, C), (C, C)
+    attention = CausalSelfAttention(Config(n_embd=24, n_head=4, bias=False))    # keeps (out, in)
+    x, projection = torch.randn(2, 8, 24), attention.proj.weight.T      # (B, T, C), (C, C)
     matrices = attention.qkv.weight.T.chunk(3, dim=1)         # (C, 3C) -> three of (C, C)
+    q, k = ((x @ matrix).reshape(2, 8, 4, 6).transpose(1, 2) for matrix in matrices[:2])
     tell("x", x, "random numbers, (B, T, C)")
-    tell("q", (x @ matrices[0]).reshape(2, 8, 4, 4).transpose(1, 2), "4 heads, (B, nh, T, hs)")
+    tell("q", q, "(B, nh, T, hs): 4 heads; k and v likewise")
+    tell("weights", attention_weights(q, k), "(B, nh, T, T): each head has its own")
     result = heads_at_once(x, *matrices, n_head=4)
     tell("result", result, "what 4 heads have found, side by side: (B, T, C) again")
     mixed = result @ projection                               # (B, T, C) @ (C, C) -> (B, T, C)
-    tell("mixed", mixed, "a last matrix (C, C), the projection, mixes them\n")
+    tell("mixed", mixed, "a last matrix (C, C), the projection, mixes that\n")
     heads = zip(*(matrix.chunk(4, dim=1) for matrix in matrices))       # nh triples of (C, hs)
-    show_equal("this and gpt.several_heads", mixed, several_heads(x, heads, projection))
-    show_equal("this and gpt.CausalSelfAttention", mixed, attention(x, torch.arange(8)))
+    show_equal("mixed and gpt.several_heads", mixed, several_heads(x, heads, projection))
+    show_equal("mixed and gpt.CausalSelfAttention", mixed, attention(x, torch.arange(8)))
 
 
 # %% 8. Questions
@@ -335,8 +338,8 @@ def show_several_heads():
 
 def why_scale():
     torch.manual_seed(0)
-    print("Why divide the scores by sqrt(hs)? Of random queries and keys:\n")
-    print_row("head size", "divided by", "variance", "largest of 8", "slope w(1-w)")
+    print("Why divide the scores by sqrt(hs)? Means of 1,000 random queries with 8 keys:\n")
+    print_row("head size", "divided by", "variance", "largest w", "w(1 - w)")
     for hs in (4, 16, 64, 256):
         q, k = torch.randn(1000, 1, hs), torch.randn(1000, 8, hs)       # 1000 samples, T = 8
         for divided_by, scale in (("1", 1), ("sqrt(hs)", math.sqrt(hs))):
@@ -345,29 +348,29 @@ def why_scale():
             numbers = scores.var(), w.mean(), (w * (1 - w)).mean()
             print_row(hs, divided_by, *(f"{number:.2f}" for number in numbers))
     print("\nUndivided, a wide head gives nearly all weight to one of 8 tokens, by chance.\n"
-          "And it hardly learns to look elsewhere: the slope says how a weight w reacts.")
+          "And it hardly learns to look elsewhere: the slope says how w follows its score.")
 
 
 # Why positions? The score of two tokens depends on what they are, not on where they stand. So
 # shuffle the tokens before the last, and it receives the same. To know the order, a token must hold
-# its position among its C numbers. One way is to add sines and cosines of several frequencies.
+# its position in its C numbers, too. One way is to add sines and cosines, as gpt.sinusoids does.
 
 def why_positions():
     torch.manual_seed(0)
     waves = sinusoids(Config(block_size=32, n_embd=16))       # (T, C) = (32, 16)
     print("\nWhy positions? First, what they look like as sinusoids. Each row is one of 16\n"
-          "channels (8 sines, 8 cosines), each column one of 32 positions; dark is large.\n")
+          "channels (8 sines, 8 cosines), each column a position; blank is -1, ▒ 0, █ 1.\n")
     for channel in waves.T.tolist():                          # (T, C) -> (C, T), a row at a time
         print("    " + "".join(2 * " ░▒▓█"[round(2 * number + 2)] for number in channel).rstrip())
-    print("\nNear positions are alike. The dot products of position 10 with 7, 8, ... 13:\n"
+    print("\nNear positions are alike. Dot products of 10 with 7, 8, 9, itself, 11, 12, 13:\n"
           f"{waves[7:14] @ waves[10]}")                       # (7, C) @ (C,) -> (7,)
-    x, matrices = torch.randn(1, 8, 16), torch.randn(3, 16, 3) / 4      # three of (C, hs)
+    x, matrices = torch.randn(1, 8, 16), torch.randn(3, 16, 4) / 4      # three of (C, hs)
     shuffled = x[:, [4, 0, 6, 2, 5, 1, 3, 7]]                 # (B, T, C); the last one stays
-    print("\nWhat the last of 8 random tokens receives, if those before it are shuffled:\n")
+    print("\nWhat the last of 8 tokens receives, with the others shuffled or not:\n")
     for title, positions in ("no positions", 0 * waves[:8]), ("positions", waves[:8]):      # (T, C)
         for order, tokens in ("in order", x), ("shuffled", shuffled):
             received = self_attention(tokens + positions, *matrices)[0, -1]         # (hs,)
-            print_row(title, order, *(f"{number:.4f}" for number in received))
+            print(f"    {title:<14}{order:<10}", *(f"{number:9.4f}" for number in received))
 
 
 # Why the mask? In training, the token to predict stands one position to the right. Without a mask,
@@ -380,14 +383,14 @@ def why_mask(train_data, val_data, vocab_size):
     with patch.object(F, "scaled_dot_product_attention", lambda q, k, v, **_: attention(q, k, v)):
         model, copying = learn(train_data, val_data, config)
     print(f"\nWhy the mask? A model with one head, trained without it, predicts a held-out\n"
-          f"text with a loss of {copying:.2f}: it looks at the token that it is to predict. With\n"
-          f"the mask put back, as if it had to write, its loss is {evaluate(model, val_data):.2f}. "
-          f"Knowing nothing\nat all costs {math.log(vocab_size):.2f}.\n\n"
-          "With the mask, this is a decoder, which writes. Without it, each token sees the\n"
-          "whole text, and it would be an encoder, such as BERT, which reads: to classify\n"
-          "texts, or to search in them. As queries, keys and values come from one text, it\n"
-          "is self-attention. In cross-attention, queries come from one text, keys and\n"
-          "values from another, as when a translation looks at its original.")
+          f"text with a loss of {copying:.2f}: it looks at the character that it is to predict.\n"
+          f"With the mask put back, as when it writes, it is {evaluate(model, val_data):.2f}; "
+          f"a guess has {math.log(vocab_size):.2f}.\n\n"
+          "With the mask, the model is a decoder, which writes. Without it, it would be an\n"
+          "encoder, such as BERT, which reads whole texts, to classify or find them. As\n"
+          "queries, keys and values come from one text, this is self-attention. With\n"
+          "cross-attention, queries come from one text, keys and values from another, as\n"
+          "when a translation looks at its original.")
 
 
 def learn(train_data, val_data, config):
@@ -403,24 +406,21 @@ def what_it_costs(C=128, hs=32):                              # the sizes of gpt
     print_row("T", "T x T", "q, k, v", "scores, result", "megabytes")
     for T in (10, 100, 1_000, 10_000):                        # a weight takes 4 bytes
         print_row(*(f"{n:,}" for n in (T, T * T, 3 * T * C * hs, 2 * T * T * hs, 4 * T * T / 1e6)))
-    print("\nTen times the tokens cost a hundred times as much for scores and result: both\n"
-          "grow with the square of T. (The function that gpt.py uses does not keep all.)")
+    print("\nScores and result grow with the square of T, q, k and v only with T. (PyTorch's\n"
+          "function, which gpt.py uses, need not keep the weights.)")
 
 
 # %% 9. Trained heads
 # First, how weights are drawn: T + 1 lines for the terminal, with a shade for each weight.
 
-LEGEND = "░ from 3%, ▒ from 15%, ▓ from 35%, █ from 70%"
+LEGEND = "░ is 3% or more, ▒ 15%, ▓ 35%, █ 70%"
 WIDEST = 8                          # columns for a token at the left, if it is a subword
 MOST_TOKENS = (79 - WIDEST - 2) // 2                # as many fit on top, each in two columns
 
 
 def cell(text, width):
-    """The text of a token in `width` columns; ? stands for a character that does not fill one."""
-    fits = lambda c: (c.isprintable() and not unicodedata.combining(c)
-                      and unicodedata.east_asian_width(c) not in "WF")
-    text = text.replace(" ", "␣").replace("\n", "↵")[:width]
-    return "".join(c if fits(c) else "?" for c in text).ljust(width)
+    """The text of a token in `width` columns; white space can be seen."""
+    return fit(escape_control(text.translate(str.maketrans(" \n\t", "␣↵⇥"))), width)
 
 
 def picture(weights, tokens):
@@ -522,7 +522,7 @@ def run(text, quick=False):
                         ("2. An example", show_example),
                         ("3. Version 1: a loop", show_version_1),
                         ("4. Version 2: one matrix product", show_version_2),
-                        ("5. Version 3: softmax over a mask", show_version_3),
+                        ("5. Version 3: softmax of masked scores", show_version_3),
                         ("6. Version 4: self-attention", show_version_4),
                         ("Version 4 once more", show_version_4_once_more),
                         ("7. Several heads", show_several_heads),
@@ -551,7 +551,7 @@ def command(arguments):
     given = parser.parse_args(arguments)
     if given.model is not None:
         check(not given.quick and given.text is None, "--model goes without --quick and --text")
-        return show_model(find_run(given.model), given.prompt and given.prompt.replace(r"\n", "\n"))
+        return show_model(find_run(given.model), given.prompt and unescape(given.prompt))
     check(given.prompt is None, "--prompt is for a trained model; say for which with --model")
     run(load_text(given.text)[1], given.quick)
 
