@@ -33,8 +33,8 @@ from unittest.mock import patch
 
 from gpt import (GPT, CausalSelfAttention, Config, Parser, build_char_tokenizer, check, complete,
                  default_prompt, encode_text, escape_control, evaluate, find_run, fit, heading,
-                 load_model, load_text, one_head, run_cleanly, several_heads, sinusoids, split,
-                 train, unescape)
+                 load_checkpoint, load_gpt2, load_text, one_head, run_cleanly, several_heads,
+                 sinusoids, split, train, unescape)
 
 import torch                        # after gpt, which silences a remark of torch about NumPy
 import torch.nn.functional as F
@@ -499,7 +499,7 @@ def nearest(model, tokenizer, ids):
 
 def show_model(path, prompt=None):
     """The heads of the model at `path`, as it reads `prompt`, else ROMEO, else what it writes."""
-    model, tokenizer = load_model(path)
+    model, tokenizer = load_gpt2(path) if path.is_dir() else load_checkpoint(path)
     most = min(MOST_TOKENS, model.block_size)
     try:
         ids = tokenizer.encode("ROMEO:\nBut soft" if prompt is None else prompt)

@@ -1,11 +1,10 @@
 """bigram.py: what can be known about a text by looking at one character at a time.
 
 The baseline of gpt.py, by itself. A bigram model is a table: a row for each character, and in the
-row, for each character, how probable it is that it comes next. There are two ways to make it. One
-is to count which character follows which. The other begins with a table that knows nothing and
-improves it by gradient descent, as gpt.py does with a GPT, where nothing could be counted. For a
-table that is a detour, but it shows what is hidden elsewhere: the gradient, and the optimizer, are
-short enough to be written out by hand. Both ways arrive at nearly the same table.
+row, for each character, how probable it is that it comes next. It can be made by counting which
+follows which. Or a table that knows nothing is improved by gradient descent, as gpt.py does with a
+GPT, where nothing could be counted. For a table that is a detour, but it shows what is hidden
+elsewhere: gradient and optimizer, by hand. Both ways arrive at nearly the same table.
 
     python bigram.py                    takes a few seconds
     python bigram.py --text my.txt      the same with your own text
@@ -50,9 +49,8 @@ def gradient_by_hand(table, idx, targets):
 
 
 def train_by_hand(data, config):
-    """A table (V, V) learned from data (N,) by AdamW, as in chapter 8 of gpt.py. (Its weight_decay
-    is 0 here, and gradients are too short to be clipped.)
-    """
+    """A table (V, V) learned from data (N,) by AdamW, as in chapter 8 of gpt.py. Its weight_decay
+    is 0 here, and gradients are too short to be clipped."""
     table = torch.zeros(config.vocab_size, config.vocab_size)   # at first, all are equally likely
     m, s = torch.zeros_like(table), torch.zeros_like(table)
     for step in range(config.max_steps):
@@ -114,8 +112,7 @@ def show_gradient(idx, targets, tokenizer):
         p, share = F.softmax(table[token], dim=-1)[i], came[i] / n
         print(f"    {tokenizer.decode([i])!r:<8}{p:>7.4f}{share:>9.4f}{p - share:>11.4f}"
               f"{by_hand[token, i]:>13.5f}{by_autograd[token, i]:>18.5f}")
-    difference = (by_hand - by_autograd).abs().max()
-    print(f"\nIn the whole table, the two gradients differ by at most {difference:.0e}.")
+    print(f"\nIn the table, they differ by at most {(by_hand - by_autograd).abs().max():.0e}.")
 
 
 def run(name, text):
@@ -145,10 +142,9 @@ def run(name, text):
     heading("6. Counting")
     counts = count_pairs(train_data, V)                         # (V, V)
     counted = table_from_counts(counts)                         # (V, V)
-    print(f"On the training split, the counted table has a loss of "
-          f"{loss_of(counted, train_data):.4f}, and no bigram\ncan do better; the trained one has "
-          f"{loss_of(table, train_data):.4f}. The surest guesses after\ncharacters that occur 100 "
-          f"times or more:\n\n    after    comes    counted    trained")
+    print(f"On the training split, the counted table has the lowest loss of any bigram,\n"
+          f"{loss_of(counted, train_data):.4f}; the trained one {loss_of(table, train_data):.4f}. "
+          "Surest after frequent characters:\n\n    after    comes    counted    trained")
     highest, followers = counted.softmax(-1).max(dim=1)         # (V, V) -> two of (V,)
     known = [i for i in range(V) if counts[i].sum() >= 100]
     for i in sorted(known, key=lambda i: -highest[i])[:10]:
@@ -188,3 +184,7 @@ def command(arguments):
 
 if __name__ == "__main__":
     sys.exit(run_cleanly("bigram.py", command, sys.argv[1:]))
+
+# /// script
+# dependencies = ["torch", "requests"]
+# ///

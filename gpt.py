@@ -1386,7 +1386,7 @@ def sample_command(arguments):
     check_range("seed", options.seed, 0)
     check_range("the number of new tokens", options.tokens, 0)
     path, device = find_run(options.run), choose_device(options.device)
-    model, tokenizer = load_model(path)
+    model, tokenizer = load_gpt2(path) if path.is_dir() else load_checkpoint(path)
     prompt = unescape(options.prompt) or default_prompt(tokenizer)
     idx = torch.tensor([tokenizer.encode(prompt)], device=device)                   # (1, T)
     sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
@@ -1439,11 +1439,6 @@ def find_run(name=None):
     kept = ", ".join(path.stem for path in runs) or "none; `python gpt.py` makes one"
     raise ValueError(f"there is no run {name or 'yet'}; those that are kept: {kept}. For gpt2, "
                      f"save three files from {GPT2_URL} in {DATA / 'gpt2'}")
-
-
-def load_model(path):
-    """(model, tokenizer), from a checkpoint or from the folder of a GPT-2."""
-    return load_gpt2(path) if Path(path).is_dir() else load_checkpoint(path)
 
 
 def choose_device(name=None):
@@ -1518,3 +1513,7 @@ def main(arguments=None):
 
 if __name__ == "__main__" and (exit_code := main()):
     sys.exit(exit_code)
+
+# /// script
+# dependencies = ["torch", "requests"]
+# ///

@@ -288,4 +288,4 @@ def test_a_run_of_that_name_goes_before(in_tmp):
     model = gpt.GPT(config)
     state = gpt.TrainState(gpt.build_optimizer(model, config))
     gpt.save_checkpoint("gpt2", "a text", model, gpt.CharTokenizer("abc"), state)
-    assert gpt.load_model(gpt.find_run("gpt2"))[1].vocab_size == 3
+    assert gpt.load_checkpoint(gpt.find_run("gpt2"))[1].vocab_size == 3
