@@ -68,6 +68,14 @@ def one_line(*arguments, words=""):
 
 
 @contextlib.contextmanager
+def chdir(folder):
+    """Within it, `folder` is the current one. (contextlib.chdir needs Python 3.11.)"""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield
+
+
+@contextlib.contextmanager
 def serving(handler):
     """A real HTTP server on loopback. It has a .url, the paths .asked for, and the event .over, set at its end."""
     server = ThreadingHTTPServer(("127.0.0.1", 0), handler)

@@ -8,7 +8,7 @@ import re
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TEXT, counted_bigram, tiny_config
+from conftest import ROOT, TEXT, chdir, counted_bigram, tiny_config
 
 import bigram
 import gpt
@@ -84,7 +84,7 @@ def runs(tmp_path_factory):
         folder = tmp_path_factory.mktemp(name)
         (folder / "cats.txt").write_text(TEXT, encoding="utf-8")
         out = io.StringIO()
-        with contextlib.chdir(folder), contextlib.redirect_stdout(out):
+        with chdir(folder), contextlib.redirect_stdout(out):
             program()
         return out.getvalue(), folder / "data"
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import ROOT, TEXT, main, one_line
+from conftest import ROOT, TEXT, chdir, main, one_line
 
 import gpt
 
@@ -87,7 +87,7 @@ def trained(tmp_path_factory):
     """One run of `python gpt.py` on a small text: its folder, and what it printed."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "cats.txt").write_text(TEXT, encoding="utf-8")
-    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch, chdir(folder):
         shorten(patch)
         code, output, error = main(*CATS)
     assert (code, error) == (0, "")
@@ -411,7 +411,7 @@ def test_an_interrupted_run_ends_as_one_that_never_stopped(cats, tmp_path_factor
     monkeypatch.setattr(gpt, "SAVE_SECONDS", seconds)
     settings = [*CATS[:-4], "--dropout", 0.1, "--max_steps", 45, "--eval_interval", 15, *options]
     whole = tmp_path_factory.mktemp("whole")
-    with contextlib.chdir(whole):
+    with chdir(whole):
         (whole / "cats.txt").write_text(TEXT)
         assert main(*settings)[0] == 0
     for step, last in ((0, 0), (7, 0), (20, 15), (44, 30)):

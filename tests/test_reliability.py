@@ -3,7 +3,6 @@
 KILLS=200 in the environment makes the loop of kill -9 longer than it is by default.
 """
 
-import contextlib
 import os
 import random
 import signal
@@ -13,7 +12,7 @@ import threading
 
 import pytest
 import torch
-from conftest import ROOT, TEXT, main, one_line
+from conftest import ROOT, TEXT, chdir, main, one_line
 from test_commands import assert_same_run, contents, files, interrupt_at, read_csv, shorten
 
 import gpt
@@ -30,7 +29,7 @@ def trained(tmp_path_factory):
     """A folder with a finished run on TEXT."""
     folder = tmp_path_factory.mktemp("trained")
     (folder / "cats.txt").write_text(TEXT)
-    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder):
+    with pytest.MonkeyPatch.context() as patch, chdir(folder):
         shorten(patch)
         assert main(*SMALL)[0] == 0
     return folder

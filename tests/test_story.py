@@ -11,7 +11,7 @@ import symtable
 
 import pytest
 import torch
-from conftest import ROOT, TEXT, main
+from conftest import ROOT, TEXT, chdir, main
 from test_commands import assert_same_run, files, shorten
 
 import bigram
@@ -54,7 +54,7 @@ def ran(tmp_path_factory):
     """A folder in which `run` has trained a small model, and what it printed."""
     folder, output = tmp_path_factory.mktemp("ran"), io.StringIO()
     torch.set_flush_denormal(True)                      # as the command line does
-    with pytest.MonkeyPatch.context() as patch, contextlib.chdir(folder), contextlib.redirect_stdout(output):
+    with pytest.MonkeyPatch.context() as patch, chdir(folder), contextlib.redirect_stdout(output):
         patch.setitem(gpt.BIGRAM_TRAINING, "max_steps", 5)
         gpt.run("cats", TEXT, gpt.Config(**SMALL))
     return folder, output.getvalue()
