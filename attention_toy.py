@@ -14,27 +14,32 @@ fourth, the weights of this average depend on what the tokens are. That is self-
      7  Several heads    version 4 a few times, side by side
      8  Questions        why the scale, why positions, why the mask, and what does it cost?
      9  Trained heads    how attention weights are drawn, and what trained heads look at
-    10  The run          the command line
+    10  A page           a run as one file for the browser: it reads, looks back, writes
+    11  The run          the command line
 
     python attention_toy.py             all of it; trains small models along the way, half a minute
     python attention_toy.py --quick     chapters 1 to 8, a few seconds
     python attention_toy.py --model shakespeare --prompt "ROMEO:\\nBut soft"
                                         chapter 9, for a run that gpt.py has kept, or for a GPT-2
+    python attention_toy.py --page      chapter 10, for the latest run; --page RUN for another
 
 Read the code beside what it prints. The letters are those of gpt.py: a batch has B texts, T tokens
 in each, and C channels (numbers) for each token; nh is the number of heads, hs the head size.
 """
 
+import base64
+import json
 import math
 import sys
 import textwrap
 from pathlib import Path
 from unittest.mock import patch
 
-from gpt import (GPT, CausalSelfAttention, Config, Parser, build_char_tokenizer, check, complete,
-                 default_prompt, encode_text, escape_control, evaluate, find_run, fit, heading,
-                 load_checkpoint, load_gpt2, load_text, one_head, run_cleanly, several_heads,
-                 sinusoids, split, train, unescape)
+from gpt import (BIGRAM_TRAINING, DATA, GPT, LARGEST_BIGRAM, BigramLanguageModel,
+                 CausalSelfAttention, Config, Parser, atomic_write, build_char_tokenizer, check,
+                 complete, count_parameters, default_prompt, encode_text, escape_control, evaluate,
+                 find_run, fit, hash_of, heading, load_checkpoint, load_gpt2, load_text, one_head,
+                 read_checkpoint, run_cleanly, several_heads, sinusoids, split, train, unescape)
 
 import torch                        # after gpt, which silences a remark of torch about NumPy
 import torch.nn.functional as F
@@ -472,7 +477,7 @@ def show_heads(model, ids, tokenizer):
     print(f"{textwrap.fill(escape_control(f'It reads {tokenizer.decode(ids)!r}.'), 79)}\n"
           f"{LEGEND} of the weight of a row.\n"
           "Look for a diagonal (a fixed distance back), for columns (a token that many\n"
-          "look at), and for single dark cells (content: this one matters to that one).\n"
+          "look at), and for single dense cells (content: this one matters to that one).\n"
           "To compare with, a head with equal weights, as in version 3,\n"
           f"{in_words(weights_behind(average_by_matrix, len(ids)))}.")
     for i, layer in enumerate(weights_of_all_heads(model, torch.tensor([ids])), start=1):
@@ -495,18 +500,64 @@ def nearest(model, tokenizer, ids):
             for i, cosine in zip(tokens[1:].tolist(), cosines[1:]))
 
 
-# %% 10. The run
+# %% 10. A page
+# data/page.html is a GPT in JavaScript that shows how it reads, looks back and writes. Filled with
+# a run, it is a single file, which needs no network: send it to a friend.
+
+def as_base64(numbers):
+    """The bytes of a tensor's numbers, as text. ValueError if one is too large for them."""
+    check(numbers.isfinite().all(), "a parameter is too large for 16 bits")
+    numbers = numbers.detach().contiguous().view(torch.uint8).flatten()
+    return base64.b64encode(bytes(numbers.tolist())).decode()
+
+
+def page_data(saved, text, text_name):
+    """All that a page has to know of a run, as JSON without "<", which might end a script."""
+    V, config = saved.config.vocab_size, vars(saved.config)
+    train_data, val_data = (encode_text(part, saved.tokenizer) for part in split(text))   # (N,)
+    T = min(64, saved.config.block_size, len(val_data))
+    idx = val_data.unfold(0, T, 1)[[0, (len(val_data) - T) // 2, -1]]       # three texts: (3, T)
+    bigram = None
+    if V <= LARGEST_BIGRAM:                                   # trained once more, as gpt.run does
+        model = BigramLanguageModel(V)
+        *_, state = train(model, train_data, val_data, Config(**{**config, **BIGRAM_TRAINING}))
+        bigram = {"table": as_base64(model.table.weight.half()), "loss": state.val_loss}
+    return json.dumps({
+        "name": saved.path.stem, "config": config, "vocabulary": list(saved.vocabulary),
+        "parameter_count": count_parameters(saved.best), "bigram": bigram,
+        "parameters": {name: as_base64(p.half()) for name, p in saved.best.state_dict().items()},
+        "step": saved.state.step, "history": saved.state.history, "characters": len(text),
+        "text_name": text_name, "text_begins": text[:60], "held_out": list(split(text)[1][:4000]),
+        "texts": list(zip(idx.tolist(), map(as_base64, saved.best(idx)[0])))    # logits (T, V) each
+    }).replace("<", r"\u003c").encode()
+
+
+def write_page(path, text_path=None):
+    """Write data/RUN.html, the page of the run whose checkpoint is at `path`."""
+    check(not path.is_dir(), f"{path} is a GPT-2; a page shows a run of gpt.py")
+    source, page = Path(__file__).parent / "data" / "page.html", DATA / f"{path.stem}.html"
+    saved, template = read_checkpoint(path), source.read_bytes()
+    check(isinstance(saved.vocabulary, str), f"{path} has subwords; a page shows characters")
+    check(count_parameters(saved.best) <= 12e6, f"{path} has more than 12 million parameters")
+    check(saved.state.history, f"{path} is not evaluated yet; train it further with --resume")
+    name, text = load_text(text_path, saved.text_sha256)
+    check(hash_of(text) == saved.text_sha256, f"{path} learned from another text; add its --text")
+    other = page.exists() and (page.samefile(source) or page.read_bytes()[:90] != template[:90])
+    check(not other, f"{page} is another file, which would be lost; rename it, or the run")
+    with atomic_write(page) as file:
+        file.write(template.replace(b'"RUN"', page_data(saved, text, name), 1))
+    print(f"{escape_control(str(page))}, {page.stat().st_size / 1e6:.1f} MB: open it in a browser")
+
+
+# %% 11. The run
 
 def show_model(path, prompt=None):
-    """The heads of the model at `path`, as it reads `prompt`, else ROMEO, else what it writes."""
+    """The heads of the model at `path`, as it reads `prompt`, or what it has written itself."""
     model, tokenizer = load_gpt2(path) if path.is_dir() else load_checkpoint(path)
     most = min(MOST_TOKENS, model.block_size)
-    try:
-        ids = tokenizer.encode("ROMEO:\nBut soft" if prompt is None else prompt)
-    except ValueError as error:
-        check(prompt is None, error)
-        ids = tokenizer.encode(complete(model, tokenizer, default_prompt(tokenizer), 14, seed=1337))
-    ids = ids[:most] if prompt is None else ids
+    if prompt is None:
+        prompt = complete(model, tokenizer, default_prompt(tokenizer), min(most, 16) - 1, seed=1)
+    ids = tokenizer.encode(prompt)
     check(2 <= len(ids) <= most, f"the prompt has {len(ids)} tokens; it needs at least 2, and "
           f"{most} fit into {'80 columns' if most == MOST_TOKENS else 'the context'}")
     heading(f"9. Trained heads: {escape_control(str(path))}")
@@ -543,12 +594,16 @@ def run(text, quick=False):
 
 def command(arguments):
     parser = Parser("attention_toy.py", allow_abbrev=False, description="Attention taken apart.")
-    parser.add_argument("--quick", action="store_true", help="leave out chapter 9, which trains")
+    parser.add_argument("--quick", action="store_true", help="leave out chapter 9")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
-    parser.add_argument("--model", metavar="RUN",
-                        help="only show the heads of a kept run, or of a GPT-2; its name or path")
-    parser.add_argument("--prompt", help=r"what it reads, \n is a new line; else ROMEO:\nBut soft")
+    parser.add_argument("--model", metavar="RUN", help="only the heads of a run, or of a GPT-2")
+    parser.add_argument("--page", metavar="RUN", nargs="?", const="",
+                        help="only write data/RUN.html, the page of a run, or of the latest")
+    parser.add_argument("--prompt", help=r"what it reads (\n is a new line), if not its own text")
     given = parser.parse_args(arguments)
+    if given.page is not None:
+        check(not (given.quick or given.model or given.prompt), "--page goes with --text alone")
+        return write_page(find_run(given.page or None), given.text)
     if given.model is not None:
         check(not given.quick and given.text is None, "--model goes without --quick and --text")
         return show_model(find_run(given.model), given.prompt and unescape(given.prompt))
@@ -558,3 +613,7 @@ def command(arguments):
 
 if __name__ == "__main__":
     sys.exit(run_cleanly("attention_toy.py", command, sys.argv[1:]))
+
+# /// script
+# dependencies = ["torch", "requests"]
+# ///

@@ -1136,7 +1136,7 @@ def head_start(model):
 # goes on from what was saved; it can use a GPU and torch.compile. Earlier runs of its name are set
 # aside.
 
-ENDINGS = (".pt", ".csv", "-text.txt", "-bigram.txt", "-gpt.txt")       # the files of a run
+ENDINGS = (".pt", ".csv", "-text.txt", "-bigram.txt", "-gpt.txt", ".html")      # files of a run
 SAVE_SECONDS = 60
 
 

@@ -376,7 +376,8 @@ def run_in_terminal(folder, *arguments, interrupt_after=None):
     pty = pytest.importorskip("pty")
     terminal, slave = pty.openpty()
     process = subprocess.Popen([sys.executable, ROOT / "gpt.py", *map(str, arguments)], cwd=folder, stdin=slave,
-                               stdout=slave, stderr=slave, start_new_session=True)
+                               stdout=slave, stderr=slave, start_new_session=True,
+                               preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))     # as in a shell
     os.close(slave)
     output, pressed = b"", time.monotonic()
     while True:
