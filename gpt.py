@@ -4,10 +4,10 @@
 
 A GPT (generative pre-trained transformer) is given the beginning of a text, and says how likely
 each token, here a character, is to come next. Draw one with these probabilities, append it, repeat,
-and the model writes. It is autoregressive: it reads its own output. Before 2017, most language
-models were recurrent neural networks, which read token by token and kept the past in a memory of
-fixed size. The transformer (Vaswani et al. 2017) looks at all tokens directly, and trains on all at
-once. The original had an encoder that reads and a decoder that writes; a GPT is "decoder-only".
+and the model writes. It is autoregressive: it reads its own output. Before 2017, the best language
+models were recurrent neural networks, which read token by token and kept the past in a fixed
+memory. The transformer (Vaswani et al. 2017) looks at all tokens so far, and trains on all
+positions at once. Its encoder read, its decoder wrote; a GPT is "decoder-only", and does both.
 
      0  Hyperparameters  the numbers that you may want to change
      1  Text             what the model learns from
@@ -99,7 +99,7 @@ SHAKESPEARE_URL = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
 
 @contextlib.contextmanager
 def atomic_write(path):
-    """A file to write bytes to. It gets its name once it is complete; no half of it is left."""
+    """A file to write bytes to. It gets its name once it is complete, and is never left half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -166,19 +166,19 @@ def build_char_tokenizer(text):
 
 # %% 3. Batches
 # What can be learned from a text? At every position, which token comes next. So T + 1 tokens hold T
-# examples, all answered at once: the targets are the inputs, shifted by one (_ is the space).
+# examples: the targets, the right answers, are the inputs shifted by one (_ is the space).
 #
 #     inputs      F i r s t         after F           comes i
 #     targets     i r s t _         after F i         comes r
 #                                   after F i r       comes s, and so on
 #
-# Several sequences side by side make a batch: the hardware works on them in parallel, and their
-# mean loss is a better guide than one alone. The last tenth of the text, the validation split, is
-# kept out of training, to see whether a model learns the language or only the text (overfitting).
+# Several sequences side by side make a batch: the hardware works on them in parallel, and many
+# examples mislead less than one. The last tenth of the text, the validation split, is kept out of
+# training, to see whether a model learns the language or only the text (overfitting).
 #
-# In PyTorch, numbers live in tensors, blocks of numbers with a shape: (12, 64) is a table of 12
-# rows and 64 columns. If i is a tensor of integers, data[i] looks up data at each, in the shape of
-# i. A column (B, 1) plus a row (T,) is a table (B, T): both are repeated (broadcasting).
+# A tensor of shape (12, 64) is a table of 12 rows and 64 columns; x[:, 1:] has all rows, without
+# the first column. data[i], with a tensor i of integers, looks up one number for each, in the shape
+# of i. A column (B, 1) plus a row (T,) is a table (B, T): both are repeated (broadcasting).
 
 def split(text):
     """A text in two parts: 9/10 to train on, 1/10 (at most 200,000) to validate on."""
@@ -205,26 +205,26 @@ def get_batch(data, step, config):
 
 
 # %% 4. Bigram
-# New to PyTorch? An nn.Module is a function with parameters, numbers of its own that training
-# changes; `model(x)` calls its forward(x). F has functions without. Most modules are made of two:
+# In PyTorch, an nn.Module is a function with parameters, numbers of its own that training changes;
+# `model(x)` calls its forward(x). F holds plain functions. Two modules make up most others:
 #
 #     nn.Embedding(V, C)    a table of V rows of C numbers; given ids, it looks up their rows
-#     nn.Linear(C, D)       turns C numbers into D: a product with a matrix, plus a bias
+#     nn.Linear(C, D)       turns C numbers into D: times a matrix, plus a bias; both learned
 #
 # The simplest model that can learn is a table: a row for each token, with a score (logit) for each
 # that may follow. Softmax turns a row into probabilities: exp(logit) / (the sum of all exp(logit)).
 #
 # How good is a prediction? Its loss is -ln(the probability that it gave to the token that came);
-# the mean over all positions is the cross-entropy (in nats; with base 2, in bits). Giving each of V
-# tokens the probability 1/V, as if knowing nothing, has a loss of ln(V), here 4.17; being certain
-# and right has 0. exp(loss) is the perplexity: at 10, as unsure as between 10 equal tokens.
+# the mean over all positions is the cross-entropy (in nats; with base 2, in bits). A model that
+# knows nothing gives each of V tokens 1/V: a loss of ln(V), here 4.17; one that is certain and
+# right has 0. exp(loss) is the perplexity: 10 is as unsure as among 10 equally likely tokens.
 #
 # PyTorch remembers how the loss was computed; loss.backward() goes back through that and stores how
 # fast the loss changes with each parameter p, in p.grad. All these slopes are the gradient.
 
 def next_token_loss(logits, targets):
     """Mean cross-entropy, in nats per token, of logits (B, T, V) for targets (B, T) -> ()."""
-    # F.cross_entropy includes the softmax. flatten joins B and T, as it wants one long list.
+    # F.cross_entropy includes the softmax. flatten joins B and T: it takes one long list.
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())     # (B*T, V), (B*T,) -> ()
 
 
@@ -234,9 +234,9 @@ class BigramLanguageModel(nn.Module):
     block_size = 1                              # how many tokens it looks at
 
     def __init__(self, vocab_size):
-        super().__init__()
+        super().__init__()                      # from here on, it collects what is assigned
         self.table = nn.Embedding(vocab_size, vocab_size)
-        nn.init.zeros_(self.table.weight)       # in place (_): all tokens begin equally likely
+        nn.init.zeros_(self.table.weight)       # zeros_: in place; all are equally likely
 
     def forward(self, idx, targets=None):
         """Token ids: idx, targets (B, T) -> logits (B, T, V), and the loss () or None."""
@@ -245,7 +245,7 @@ class BigramLanguageModel(nn.Module):
         return logits, loss
 
 
-# Counting which token follows which makes nearly the same table; bigram.py does both. Loss: 2.49.
+# Counting pairs gives nearly the same probabilities (see bigram.py). Trained, the loss is 2.49.
 
 
 # %% 5. Attention
@@ -282,7 +282,7 @@ def one_head(x, w_query, w_key, w_value):
 
 
 # Why divide by sqrt(hs)? The dot product of two vectors of hs random numbers, with mean 0 and
-# standard deviation 1, has one of sqrt(hs), here sqrt(128 / 4) = 5.7. With such large scores,
+# standard deviation 1, has a standard deviation of sqrt(hs), here 5.7. With such large scores,
 # softmax would give nearly all weight to one token from the start; small changes of the scores
 # would change almost nothing, so the gradient would be near zero, and little would be learned.
 #
@@ -308,14 +308,14 @@ def several_heads(x, heads, projection):
 
 # %% 6. Positions
 # To attention, the tokens before this one are an unordered set: their mean does not depend on
-# order. A positional encoding tells each token its position, in numbers. Picture clocks, from one
-# whose hand moves 1 radian per token to one that goes round once in 10 * block_size tokens. (A
-# clock's speed is its frequency; where its hand points, its angle.) The hands differ at each
-# position, and three tokens turn them by the same angles everywhere. Three ways are usual:
+# order. A positional encoding tells each token its position, in numbers. Picture clocks whose hands
+# turn with each token, the fastest by 1 radian, the slowest once round in 10 * block_size tokens
+# (their frequencies; where a hand points is its angle). Together, the hands show the position, and
+# three tokens turn them by the same angles anywhere. Three encodings are usual:
 #
 #     sinusoidal  add the sines and cosines of the angles to the token's vector (Vaswani et al.)
 #     learned     add a row of a table that is trained like all other parameters (GPT-2)
-#     rotary      add nothing; turn each query and key by the angles of its position. Moving both on
+#     rotary      add nothing; turn pairs of numbers in queries and keys by the angles. Moving both
 #                 turns both alike, and keeps the dot product: only distance counts (Su et al. 2021)
 #
 # Why add, and not append? The sum keeps C channels, and the model learns which of them say what a
@@ -360,11 +360,11 @@ def apply_rope(x, positions, config):
 #
 # The vertical line is the residual stream. Modules do not replace what it carries, they add to it,
 # as in x = x + attention(norm_1(x)), a residual connection (He et al. 2015). On the way back, a sum
-# hands its slope on to both of its terms, so even the first block learns well.
+# passes its slope to both of its terms, so even the first block learns well.
 #
 # LayerNorm (Ba et al. 2016) keeps numbers in range: it brings the C numbers of a token to mean 0
-# and variance 1, then scales and shifts each channel by a learned gain and bias. In the 2017 paper
-# it came after each sum. Before each part (pre-norm), the stream is left alone: more stable.
+# and variance (standard deviation squared) 1, then scales and shifts each channel by a learned gain
+# and bias. In 2017 it came after each sum; put before each part (pre-norm), it is more stable.
 #
 #     norm(x) = (x - mean) / sqrt(variance + 0.00001) * gain + bias
 #
@@ -392,7 +392,7 @@ class CausalSelfAttention(nn.Module):
         """x (B, T, C), tokens at positions (T,). The cache belongs to chapter 9; ignore it here."""
         B, T, C = x.shape
         nh, hs = self.config.n_head, C // self.config.n_head
-        # One product makes q, k and v. View cuts C into (nh, hs); transpose moves nh before T.
+        # qkv joins the matrices of all heads. View cuts C into (nh, hs); transpose swaps T and nh.
         q, k, v = self.qkv(x).chunk(3, dim=-1)              # (B, T, C) -> three of (B, T, C)
         q, k, v = (z.view(B, T, nh, hs).transpose(1, 2) for z in (q, k, v))     # -> (B, nh, T, hs)
         if self.config.position == "rotary":
@@ -428,10 +428,10 @@ class Block(nn.Module):
         return x
 
 
-# The first parameters are random. A sum of n random terms has sqrt(n) times their standard
-# deviation, so weights with n inputs get a standard deviation of 1/sqrt(n), and sizes stay. The
-# last matrix of each half of a block begins at 0 and still learns, so blocks first add nothing.
-# lm_head and token_embedding are small, so tokens begin equally likely; positions begin sinusoidal.
+# Parameters start random. A sum of n random terms has sqrt(n) times their standard deviation, so a
+# matrix with n inputs starts with 1/sqrt(n), which keeps sizes the same. The last matrix of each
+# half of a block starts at 0, so blocks first add nothing (it still learns: its inputs are not 0).
+# lm_head, which makes the logits, starts small, so tokens are about equally likely.
 
 class GPT(nn.Module):
     """Predicts each token from all tokens before it: `logits, loss = model(idx, targets)`.
@@ -442,7 +442,7 @@ class GPT(nn.Module):
 
     def __init__(self, config):
         super().__init__()
-        self.config, self.block_size = config, config.block_size    # of tokens, not of Blocks
+        self.config, self.block_size = config, config.block_size    # not of a Block: of tokens
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         if config.position != "rotary":
             self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
@@ -468,7 +468,7 @@ class GPT(nn.Module):
         for table in (self.lm_head, self.token_embedding):
             nn.init.normal_(table.weight, std=0.02)
         if self.config.position != "rotary":
-            self.position_embedding.weight.copy_(0.03 * sinusoids(self.config))     # 0.02 again
+            self.position_embedding.weight.copy_(0.03 * sinusoids(self.config))     # 0.03 / sqrt(2)
 
     def forward(self, idx, targets=None, cache=None):
         """idx, targets (B, T) int64 -> logits (B, T, V), and the loss () or None.
@@ -504,10 +504,10 @@ class GPT(nn.Module):
 #     s = 0.99 s + 0.01 g^2         running mean of their squares, over some 100
 #     w = w - learning_rate * (m / (sqrt(s) + 1e-8) + weight_decay * w)
 #
-# (m and s begin at 0, so in step t they are too small by factors 1 - 0.9^t and 1 - 0.99^t, and are
-# divided by these.) Thanks to sqrt(s), all parameters learn at a similar pace. Weight decay pulls
-# matrices towards zero, so a number stays large only if the loss needs it. Gradient clipping
-# shortens the whole gradient, one long vector, to grad_clip, so that no odd batch does harm.
+# (m and s begin at 0, too small. So in step t = 1, 2, ..., they are divided by 1 - 0.9^t and 1 -
+# 0.99^t before use.) As m / sqrt(s) is about 1 at most, all parameters learn at a similar pace.
+# Weight decay pulls matrices towards zero, so a number stays large only if the loss needs it.
+# Gradient clipping shortens the gradient, one long vector, to grad_clip: no odd batch does harm.
 
 def build_optimizer(model, config):
     """AdamW. Matrices decay; vectors (biases, and the gains of LayerNorms) do not."""
@@ -540,7 +540,7 @@ def training_step(model, optimizer, data, step, config):
     optimizer.zero_grad()                               # backward adds to p.grad: begin at 0
     loss.backward()                                     # now each parameter has its p.grad
     nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    optimizer.step()                                    # and each moves by it
+    optimizer.step()                                    # and AdamW moves each
     return loss.detach()                                # the number only, not its history
 
 
@@ -640,11 +640,11 @@ def generate_plainly(model, idx, max_new_tokens):
 
 
 # Always taking the likeliest token (greedy) makes a dull text that soon repeats itself. Drawing
-# with the probabilities as they are lets in tokens that spoil it. Sampling parameters balance this:
+# with the probabilities as they are sometimes picks one that spoils it. Sampling parameters help:
 #
 #     temperature     divides the logits: below 1 favors the likely, above 1 makes all more alike
 #     top_k           draw only from the k likeliest tokens
-#     top_p           draw only from the likeliest tokens, the fewest that reach probability p
+#     top_p           draw only from the likeliest tokens, as few as together have probability p
 #                     (nucleus sampling; Holtzman et al. 2020)
 #
 # What the trained GPT makes of "First", greedily and at temperatures 0.8 and 1.3 (/ is a new line):
@@ -763,7 +763,7 @@ def heading(title):
 
 
 def escape_control(text):
-    """The text, but control characters, which a terminal would obey, are written as in Python."""
+    """The text, with control characters (a terminal would obey them) written as in Python."""
     return "".join(c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else repr(c)[1:-1]
                    for c in text)
 
@@ -870,10 +870,10 @@ def run(name, text, config, tokenizer=None, train_gpt=train):
     return models.get("bigram"), model, tokenizer, state
 
 
-# With these ten chapters, the loss on Tiny Shakespeare is 1.68; `python gpt.py` first gives the
-# model a head start (what it is: see the appendix) and reaches 1.59. The bigram has 2.49.
+# With these ten chapters, the loss on Tiny Shakespeare is 1.68; `python gpt.py` starts from better
+# parameters (a head start, see the appendix) and reaches 1.59. The bigram has 2.49.
 #
-# From here to ChatGPT, the architecture stays the same and everything grows (memory: in 16 bits):
+# From here to ChatGPT, the architecture stays nearly the same; all else grows (memory: in 16 bits):
 #
 #              parameters  layers  heads   width  context     tokens read   memory
 #     ours    0.6 million       3      4     128       64       2 million   1.2 MB
@@ -881,7 +881,7 @@ def run(name, text, config, tokenizer=None, train_gpt=train):
 #     GPT-3   175 billion      96     96  12,288    2,048     300 billion   350 GB
 #
 # Such a model continues texts. An assistant is trained further: on conversations that people wrote,
-# and then to make answers that people preferred likelier (Ouyang et al. 2022, 2203.02155).
+# and then to make likelier the answers that people preferred (Ouyang et al. 2022, 2203.02155).
 #
 # To read: "Attention is all you need" (arXiv 1706.03762), GPT-2 (Radford et al. 2019), GPT-3
 # (2005.14165), RoPE (2104.09864), AdamW (1711.05101), nucleus sampling (1904.09751). This file
