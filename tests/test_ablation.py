@@ -69,7 +69,7 @@ def test_parts_have_about_as_many_parameters_as_what_they_replace():
 
 
 def test_rows_are_trained_and_compared(in_tmp, monkeypatch):
-    (in_tmp / "cats.txt").write_text("".join(topics.values())[:9000])
+    (in_tmp / "cats.txt").write_text("".join(topics.values())[:9000], encoding="utf-8")
     names = ["uniform", "frequencies", "bigram", "full model", "subwords"]
     for name in names[2:]:
         row = ablation.ROWS[name]
