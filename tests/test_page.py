@@ -115,6 +115,15 @@ def test_the_template_fetches_nothing_and_takes_text_for_text():
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(|\bon\w+=", TEMPLATE)
 
 
+def test_each_element_that_the_page_looks_up_is_there_once():
+    markup, *scripts = re.split("<script", TEMPLATE)
+    ids = re.findall(r'\bid="([^"]+)"', markup)
+    assert len(set(ids)) == len(ids)
+    looked_up = set(re.findall(r'\$\("([\w-]+)"\)', "".join(scripts))) - {"run"}          # that is a script
+    assert len(looked_up) > 30 and looked_up <= set(ids)
+    assert TEMPLATE.count("\n") <= 1091
+
+
 def test_a_hostile_text_and_name_are_inert(run_toy, in_tmp):
     name = "<script>alert(1)&\"'"
     (in_tmp / "evil.txt").write_text(EVIL * 20, encoding="utf-8", newline="")
