@@ -865,8 +865,8 @@ def run(name, text, config, tokenizer=None, train_gpt=train):
               f"{math.exp(min(loss, 20)):>12.2f}{states[who].seconds:>9.1f}")
     for who in lines:
         write_lines(f"{name}-{who.lower()}.txt", lines[who])
-    print(f"\nCompare:  diff -y -W 79 {DATA}/{name}-bigram.txt {DATA}/{name}-gpt.txt\n"
-          f"Explore:  python attention_toy.py --page {name}")
+    print(f"\nCompare:  diff -y -W 79 {DATA}/{name}-{'bigram' if len(models) > 1 else 'text'}.txt "
+          f"{DATA}/{name}-gpt.txt\nExplore:  python attention_toy.py --page {name}")
     return models.get("bigram"), model, tokenizer, state
 
 

@@ -144,3 +144,11 @@ def test_bigram_py_writes_the_same_file_to_the_byte(ran, cats):
     assert "cats-bigram.txt" in files(cats)
     for name in files(cats):
         assert (cats / "data" / name).read_bytes() == (ran[0] / "data" / name).read_bytes()
+
+
+def test_without_a_bigram_the_lines_are_compared_with_the_text(cats, monkeypatch):
+    monkeypatch.setattr(gpt, "LARGEST_BIGRAM", 3)
+    code, output, _ = main("--text", "cats.txt", *OPTIONS)
+    assert code == 0 and "finished by GPT:" in output
+    assert "\nCompare:  diff -y -W 79 data/cats-text.txt data/cats-gpt.txt\n" in output
+    assert files(cats) == ["cats-gpt.txt", "cats-text.txt", "cats.csv", "cats.pt"]
