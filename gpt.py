@@ -38,7 +38,7 @@ import time
 import warnings
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from unicodedata import category, combining, east_asian_width
+from unicodedata import category, east_asian_width
 
 import requests
 
@@ -468,7 +468,7 @@ class GPT(nn.Module):
         for table in (self.lm_head, self.token_embedding):
             nn.init.normal_(table.weight, std=0.02)
         if self.config.position != "rotary":
-            self.position_embedding.weight.copy_(0.03 * sinusoids(self.config))     # 0.03 / sqrt(2)
+            self.position_embedding.weight.copy_(0.03 * sinusoids(self.config))     # std 0.02, too
 
     def forward(self, idx, targets=None, cache=None):
         """idx, targets (B, T) int64 -> logits (B, T, V), and the loss () or None.
@@ -504,10 +504,10 @@ class GPT(nn.Module):
 #     s = 0.99 s + 0.01 g^2         running mean of their squares, over some 100
 #     w = w - learning_rate * (m / (sqrt(s) + 1e-8) + weight_decay * w)
 #
-# (m and s begin at 0, too small. So in step t = 1, 2, ..., they are divided by 1 - 0.9^t and 1 -
-# 0.99^t before use.) As m / sqrt(s) is about 1 at most, all parameters learn at a similar pace.
-# Weight decay pulls matrices towards zero, so a number stays large only if the loss needs it.
-# Gradient clipping shortens the gradient, one long vector, to grad_clip: no odd batch does harm.
+# (m and s begin at 0, so in step t = 1, 2, ... they are divided by 1 - 0.9^t and 1 - 0.99^t before
+# use.) As m / sqrt(s) is about 1 at most, all parameters learn at a similar pace. Weight decay
+# pulls matrices towards zero, so a number stays large only if the loss needs it. Gradient clipping
+# shortens the gradient, as one long vector, to grad_clip if it is longer: odd batches do less harm.
 
 def build_optimizer(model, config):
     """AdamW. Matrices decay; vectors (biases, and the gains of LayerNorms) do not."""
@@ -770,7 +770,7 @@ def escape_control(text):
 
 def fit(text, columns):
     """The text, padded or cut to these columns of a terminal; wide characters take two of them."""
-    widths = [(not combining(c)) + (east_asian_width(c) in "WF") for c in text]
+    widths = [0 if category(c) in ("Mn", "Me") else 1 + (east_asian_width(c) in "WF") for c in text]
     while sum(widths) > columns:
         widths.pop()
     return text[:len(widths)] + " " * (columns - sum(widths))
@@ -856,7 +856,7 @@ def run(name, text, config, tokenizer=None, train_gpt=train):
     for who, m in models.items():
         lines[who] = finish_lines(m, tokenizer, lines["text"], config.seed)
     for row in zip(*map(lines.get, models)):
-        print(" | ".join(fit(escape_control(line), 37) for line in row).rstrip())
+        print(" | ".join(fit(escape_control(line.expandtabs(1)), 37) for line in row).rstrip())
     print("\nmodel     parameters  val_loss  bits/char  perplexity  seconds")
     for who, m in models.items():
         loss = min(row["val_loss"] for row in states[who].history)
@@ -866,7 +866,7 @@ def run(name, text, config, tokenizer=None, train_gpt=train):
     for who in lines:
         write_lines(f"{name}-{who.lower()}.txt", lines[who])
     print(f"\nCompare:  diff -y -W 79 {DATA}/{name}-{'bigram' if len(models) > 1 else 'text'}.txt "
-          f"{DATA}/{name}-gpt.txt\nExplore:  python attention_toy.py --page {name}")
+          f"{DATA}/{name}-gpt.txt")
     return models.get("bigram"), model, tokenizer, state
 
 
@@ -1094,9 +1094,8 @@ def load_gpt2(folder):
 #
 # Channels of their own: tokens write to the last quarter of the residual stream, and lm_head reads
 # the other three. So tokens do not blur the positions, and lm_head can begin at full size: each
-# target pulls in a direction of its own from the first step on. Looking back: the heads of the
-# first block look 1, 2, 3 and 4 tokens back, by the clocks of chapter 6: keys show their hands,
-# queries show them turned back.
+# target pulls in a direction of its own from the start. Looking back: heads of the first block look
+# 1 to 4 tokens back, by the clocks of chapter 6: keys show hands, queries show them turned back.
 
 @torch.no_grad()
 def head_start(model):
@@ -1132,9 +1131,8 @@ def head_start(model):
 
 # %% Appendix: Long runs
 # LongRun can be called like `train`, and adds what a long run needs. It saves at each evaluation
-# and once a minute, so that a stop at any moment (Ctrl-C, kill -9, a dead battery) costs little; it
-# goes on from what was saved; it can use a GPU and torch.compile. Earlier runs of its name are set
-# aside.
+# and once a minute, so a stop at any moment (Ctrl-C, kill -9, a dead battery) costs little; it goes
+# on from what was saved; it can use a GPU and torch.compile. What has its name is set aside.
 
 ENDINGS = (".pt", ".csv", "-text.txt", "-bigram.txt", "-gpt.txt", ".html")      # files of a run
 SAVE_SECONDS = 60
@@ -1154,7 +1152,7 @@ class LongRun:
         if self.saved:
             trained, state = self.saved.model, self.saved.state
             trained.config = config
-            print(f"going on from step {state.step}")
+            print(f"{self.name}: going on from step {state.step}")
         else:
             trained = copy.deepcopy(model)                  # `model` is neither moved nor compiled
             if self.use_head_start and head_start(trained):
@@ -1172,12 +1170,11 @@ class LongRun:
         self.save(trained, state)
         saved_at = time.perf_counter()
         for state in [state] if finished else train(trained, train_data, val_data, config, state):
-            evaluated = state.val_loss is not None
-            if evaluated or time.perf_counter() > saved_at + SAVE_SECONDS:
+            if state.val_loss is not None or time.perf_counter() > saved_at + SAVE_SECONDS:
                 self.save(trained, state)
                 saved_at = time.perf_counter()
             left = state.seconds / state.step * (config.max_steps - state.step) / 60
-            progress("" if evaluated else f"step {state.step}, {left:.1f} minutes left")
+            progress("" if state.val_loss else f"step {state.step}, {left:.1f} minutes left")
             yield state
         model.load_state_dict(trained.state_dict())
 
@@ -1186,8 +1183,7 @@ class LongRun:
         losses = (state.train_loss or state.loss_sum) + (state.val_loss or 0.0)
         for name, x in (("loss", losses), *model.named_parameters()):
             check(torch.as_tensor(x).isfinite().all(),
-                  f"{name}: not a finite number by step {state.step}. Try a lower learning_rate or "
-                  f"weight_decay. What was saved before is kept")
+                  f"{name}: not a finite number by step {state.step}. Try a lower learning_rate")
         save_checkpoint(self.name, self.text, model, self.tokenizer, state)
         self.saved_step = state.step
         rows = [",".join(map(str, row.values())) for row in state.history]
@@ -1243,10 +1239,15 @@ def read_checkpoint(path):
             optimizer = build_optimizer(saved.model, saved.config)
             optimizer.load_state_dict({**optimizer.state_dict(), "state": saved.state["optimizer"]})
             saved.state = state = TrainState(**{**saved.state, "optimizer": optimizer})
-            numbers = [x for row in state.history for x in (*row.values(), row["val_loss"])]
-            check(all(map(math.isfinite, [state.loss_sum, *numbers])) and state.step >= 0
-                  and bool(state.best) == bool(state.history) and saved.text_sha256,
-                  "a loss is not finite, or its step or its best parameters are wrong")
+            for p in (p for p in saved.model.parameters() if p.requires_grad and state.step > 0):
+                for mean in (optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]):
+                    check(mean.shape == p.shape and mean.isfinite().all(), "its optimizer is wrong")
+            columns = "step", "train_loss", "val_loss", "learning_rate"
+            numbers = [state.loss_sum, state.seconds, state.train_loss or 0, state.val_loss or 0]
+            numbers += [row[column] for row in state.history for column in columns]
+            check(all(map(math.isfinite, numbers)) and type(state.step) is int and state.step >= 0
+                  and bool(state.best) == bool(state.history) and type(saved.text_sha256) is str,
+                  "a loss is not finite, or its step, its best parameters or its hash is wrong")
             return saved
         except Exception as error:                          # who knows what is in a file
             raise ValueError(f"{path} is not a whole checkpoint: {type(error).__name__}: "
@@ -1288,6 +1289,7 @@ def check_config(config):
     """The config, if a model can be built and trained with it; else ValueError."""
     for name, value in asdict(config).items():
         kind = Config.__dataclass_fields__[name].type
+        check(type(value) in (kind, int), f"{name} must be {kind.__name__}, not {value!r}")
         if kind in (int, float):
             zero = name in ("dropout", "weight_decay", "warmup_steps", "seed")
             check_range(name, value, 0 if zero else 1 if kind is int else 1e-12,
@@ -1321,16 +1323,13 @@ def run_command(arguments):
     given = parser.parse_args(arguments)
     options = {name: value for name, value in vars(given).items() if hasattr(Config, name)}
     options = {**SIZES.get(given.size, {}), **options}
-    saved = None
+    saved, name = None, given.name or given.text and given.text.stem
     if given.resume:
-        saved = read_checkpoint(find_run(given.name or given.text and given.text.stem))
+        saved = read_checkpoint(DATA / f"{name}.pt" if name else find_run())
     text_name, text = load_text(given.text, saved and saved.text_sha256)
-    name = saved.path.stem if saved else given.name or text_name
-    check(Path(name).name == name != ".." and len(os.fsencode(name)) <= 200,
-          f"--name begins the names of files; {name!r} cannot")
-    paths = [(DATA / (name + ending)).resolve() for ending in ENDINGS]
-    check(not given.text or given.text.resolve() not in paths,
-          f"the run would write over {given.text}; give it another --name")
+    name = saved.path.stem if saved else name or text_name
+    check(Path(name).name == name and name.lower() not in ("..", "page")
+          and len(os.fsencode(name)) <= 200, f"--name begins the names of files; {name!r} cannot")
     if saved:
         tokenizer, config = saved.tokenizer, resumed_config(saved, options, text)
         kind = "char" if isinstance(tokenizer, CharTokenizer) else "bpe"
@@ -1342,10 +1341,13 @@ def run_command(arguments):
     try:
         run(name, text, config, tokenizer, long_run)
     except KeyboardInterrupt:
-        step = long_run.saved_step
+        step, also = long_run.saved_step, "--resume" + f" --name {name}" * (given.name is None)
         raise KeyboardInterrupt("stopped before anything was saved" if step is None else
-                                f"stopped; step {step} is saved, and the same command with "
-                                f"--resume goes on from there") from None
+                                f"stopped; step {step} is saved, and the same command with {also} "
+                                f"goes on from there") from None
+    if isinstance(tokenizer, CharTokenizer):
+        own_text = f" --text {given.text}" if given.text else ""
+        print(f"Explore:  python attention_toy.py --page {name}{own_text}")
 
 
 def build_tokenizer(given, options, text):
@@ -1360,7 +1362,7 @@ def build_tokenizer(given, options, text):
 def resumed_config(saved, options, text):
     """The hyperparameters of a saved run; only max_steps and eval_interval may change."""
     check(saved.text_sha256 == hash_of(text),
-          f"{saved.path} was trained on another text; say on which with --text")
+          f"{saved.path} was trained on another text; add --name {saved.path.stem} --text FILE")
     for name in options.keys() - {"max_steps", "eval_interval"}:
         before = getattr(saved.config, name)
         check(options[name] == before, f"{saved.path} has {name}={before}, not {options[name]}")
@@ -1422,7 +1424,7 @@ def runs_command(arguments):
             print(f"{path.stem:24} step {saved.state.step}/{saved.config.max_steps} val {loss:.4f} "
                   + time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime)))
         except (ValueError, OSError) as error:
-            print(error)
+            print(escape_control(str(error)))
 
 
 def saved_runs():
@@ -1457,16 +1459,15 @@ def load_text(path=None, sha256=None):
             raise ValueError(f"{path} is not UTF-8: {error}") from None
         check(text and "\0" not in text, f"{path} is {'not UTF-8; UTF-16?' if text else 'empty'}")
         return path.stem, text
-    from pydoc_data.topics import topics
-    manual = "".join(topics.values())
     try:
-        if sha256 != hash_of(manual):
-            progress("downloading Tiny Shakespeare")
+        if sha256 in (None, SHAKESPEARE_SHA256):
+            progress("" if (DATA / "tinyshakespeare.txt").exists() else "downloading the text")
             return "shakespeare", load_shakespeare()
     except (OSError, ValueError) as error:                  # ValueError: an odd address of a proxy
         print(f"No Tiny Shakespeare ({type(error).__name__}), so Python's manual is the text. Or "
               f"save {SHAKESPEARE_URL} as {DATA / 'tinyshakespeare.txt'}")
-    return "manual", manual
+    from pydoc_data.topics import topics
+    return "manual", "".join(topics.values())
 
 
 def default_prompt(tokenizer):
@@ -1492,7 +1493,7 @@ def run_cleanly(program, command, arguments):
     except KeyboardInterrupt as stop:
         message, code = str(stop) or "stopped", 130
     except (ValueError, OSError) as error:
-        message, code = " ".join(str(error).split()), 2
+        message, code = escape_control(" ".join(str(error).split())), 2
     except (RuntimeError, MemoryError) as error:        # memory, a GPU, a compiler, or a process
         message, code = (f"{str(error).partition(chr(10))[0] or 'not enough memory'}; a smaller "
                          f"model or batch, --device cpu, or no --compile may help"), 2

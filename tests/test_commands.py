@@ -5,6 +5,7 @@ import csv
 import io
 import math
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -296,7 +297,7 @@ def test_lines_of_wide_characters_stand_in_two_columns(cats):
     (["sample", "--prompt", "-hello"], "--prompt: expected one argument, as in --prompt=-hello"),
     (["--name", "a/b", "--text", "cats.txt"], "'a/b'"), (["--name", "..", "--text", "cats.txt"], "'..'"),
     (["--name", ".", "--text", "cats.txt"], "'.'"), (["--name", "x" * 201, "--text", "cats.txt"], "xxx"),
-    pytest.param(["--name", "ü" * 101, "--text", "cats.txt"], "--name", marks=UNICODE_NAMES), (RESUME, "no run cats"),
+    pytest.param(["--name", "ü" * 101, "--text", "cats.txt"], "--name", marks=UNICODE_NAMES), (RESUME, "data/cats.pt"),
     (["sample"], "`python gpt.py` makes one"), (["sample", "nobody"], "no run nobody"),
     (["sample", "gpt2"], "data/gpt2"), (["sample", "--tokens", "few"], "few"), (["runs", "all"], "all"),
     (["--size", "8M"], "'7M', '11M'"), (["--text", "cats.txt", "--vocab_size", "99"], "--tokenizer bpe"),
@@ -401,7 +402,7 @@ def test_ctrl_c_stops_at_once_and_says_how_to_go_on(cats):
     assert code == 130 and seconds < 5 and last.startswith("gpt.py: stopped; step ")
     assert "\rstep " in output and " minutes left" in output and "9. Sampling" not in output  # progress is redrawn in place
     saved = gpt.read_checkpoint(cats / "data" / "cats.pt")
-    assert f"step {saved.state.step} is saved" in last and "the same command with --resume goes on" in last
+    assert f"step {saved.state.step} is saved" in last and "the same command with --resume --name cats goes on" in last
     assert saved.state.step % 50 == 0 and saved.config.dropout == 0.1
     code, _, error = main(*RESUME, "--max_steps", saved.state.step + 70)    # the rest would take too long for a test
     assert (code, error) == (0, "")
@@ -423,7 +424,7 @@ def test_an_interrupted_run_ends_as_one_that_never_stopped(cats, tmp_path_factor
             code, _, error = main(*(settings if step == 0 else RESUME))
         last = last if seconds > 0 else step
         assert code == 130 and error == (f"gpt.py: stopped; step {last} is saved, and the same command with --resume "
-                                         f"goes on from there\n")
+                                         f"--name cats goes on from there\n")
         assert gpt.read_checkpoint("data/cats.pt").state.step == last
         assert main("sample", "--tokens", 5)[0] == 0            # even before the first step
     assert main(*RESUME)[0] == 0
@@ -471,7 +472,7 @@ def test_resume_takes_its_settings_from_the_checkpoint_and_refuses_others(copy):
                           (["--max_steps", "30"], "has made 40 steps"), (["--eval_interval", "0"], "eval_interval")):
         one_line(*RESUME, *change, words=words)
     (copy / "cats.txt").write_text(TEXT.replace("cat", "act"))
-    one_line(*RESUME, words="another text; say on which with --text")
+    one_line(*RESUME, words="another text; add --name cats --text FILE")
     (copy / "cats.txt").write_text(TEXT)
     assert contents(copy) == before
     code, output, _ = main(*RESUME, "--max_steps", "60", "--eval_interval", "20", "--n_embd", "16")
@@ -490,13 +491,14 @@ def test_resume_takes_the_latest_run_and_the_text_that_it_was_trained_on(cats, m
     settings = CATS[2:]
     assert main(*settings)[0] == 0 and Path("data/manual.pt").exists()
     monkeypatch.setattr(gpt, "load_shakespeare", lambda: TEXT.upper())
+    monkeypatch.setattr(gpt, "SHAKESPEARE_SHA256", gpt.hash_of(TEXT.upper()))
     for arguments in ([], ["--name", "manual"]):
         code, output, error = main("--resume", *arguments)
         assert (code, error) == (0, "") and "going on from step" in output and not Path("data/shakespeare.pt").exists()
     assert main(*settings)[0] == 0                              # now on Shakespeare, and this is the latest
     assert "going on from step" in main("--resume")[1] and gpt.find_run().stem == "shakespeare"
     assert main(*settings, "--text", "cats.txt")[0] == 0
-    one_line("--resume", words="data/cats.pt was trained on another text; say on which with --text")
+    one_line("--resume", words="data/cats.pt was trained on another text; add --name cats --text FILE")
     assert main("--resume", "--text", "cats.txt")[0] == 0
 
 
@@ -507,6 +509,22 @@ def test_resume_of_a_finished_run_writes_what_is_missing(copy, trained):
     assert (code, error) == (0, "") and "going on from step 40\n" in output
     assert_same_run(copy, trained[0])
     assert files(copy) == files(trained[0])
+
+
+def test_resume_goes_on_with_the_run_that_was_stopped_and_with_runs_in_data_alone(copy):
+    """The command that Ctrl-C names holds also when another run was made meanwhile."""
+    (copy / "elsewhere").mkdir()
+    shutil.copy("data/cats.pt", "elsewhere/cats.pt")
+    before = contents(copy)
+    one_line(*RESUME, "--name", "elsewhere/cats", words="elsewhere/cats.pt")
+    assert contents(copy) == before
+    assert main(*CATS, "--name", "later")[0] == 0
+    assert "cats: going on from step 40\n" in main(*RESUME)[1]
+    assert "later: going on from step 40\n" in main(*RESUME, "--name", "later")[1]
+
+
+def test_a_run_says_how_to_look_inside(copy):
+    assert main(*RESUME)[1].endswith("\nExplore:  python attention_toy.py --page cats --text cats.txt\n")
 
 
 # Nothing is written over
@@ -552,8 +570,8 @@ def test_a_file_of_the_user_is_not_written_over(cats, name):
     assert main(*CATS)[0] == 0
     assert b"my own work" in contents(cats / "data").values()
     (cats / "data" / "mine-gpt.txt").write_text(TEXT)
-    one_line("--text", "data/mine-gpt.txt", "--name", "mine", words="would write over data/mine-gpt.txt")
-    one_line("--text", cats / "data" / "mine-gpt.txt", "--name", "mine", words="mine-gpt.txt; give it another --name")
+    assert main("--text", "data/mine-gpt.txt", "--name", "mine", *TINY)[0] == 0
+    assert (cats / "data" / "mine-1-gpt.txt").read_text() == TEXT
 
 
 def test_links_in_data_are_followed_or_set_aside(copy, tmp_path_factory):

@@ -119,7 +119,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(cats, 
         return loss * float("nan") if step == 26 and config.block_size > 1 else loss
 
     monkeypatch.setattr(gpt, "training_step", broken)
-    one_line(*SMALL, words="loss: not a finite number by step 30. Try a lower learning_rate or weight_decay")
+    one_line(*SMALL, words="loss: not a finite number by step 30. Try a lower learning_rate")
     assert state_of().step == 20
     assert [row["step"] for row in read_csv("data/cats.csv")] == ["10", "20"]
     monkeypatch.setattr(gpt, "training_step", step_as_it_is)
@@ -214,11 +214,19 @@ BROKEN = {                                                      # how to write i
     "another vocabulary": (change(vocabulary="abc"), "vocabulary does not fit vocab_size=26"),
     "a vocabulary of numbers": (change(vocabulary=list(range(26))), ""),
     "a character twice": (change(vocabulary="a" * 26), "vocabulary does not fit"),
-    "a setting in words": (inside("config", batch_size="many"), ""),
+    "a setting in words": (inside("config", batch_size="many"), "batch_size must be int"),
     "steps in words": (inside("state", step="many"), ""),
     "a history in words": (inside("state", history=[{"step": 3, "train_loss": "low"}]), ""),
-    "a history without losses": (inside("state", history=[{"step": 40}]), "val_loss"),
+    "a history without losses": (inside("state", history=[{"step": 40}]), "train_loss"),
     "a history, but no best parameters": (inside("state", best=()), ""),
+    "a hash of numbers": (change(text_sha256=[1]), "hash is wrong"),
+    "half a sequence": (inside("config", batch_size=12.5), "batch_size must be int, not 12.5"),
+    "half a step": (inside("state", step=19.5), "its step"), "no time": (inside("state", seconds=()), ""),
+    "NaN in the moments": (change_parameters(lambda saved: saved[0]["exp_avg"].fill_(float("nan")), "optimizer"),
+                           "its optimizer is wrong"),
+    "moments of another shape": (change_parameters(lambda saved: saved[0].update(exp_avg=torch.zeros(3)), "optimizer"),
+                                 "its optimizer is wrong"),
+    "too few moments": (change_parameters(lambda saved: saved.pop(1), "optimizer"), ""),
     "a loss that is infinite": (inside("state", loss_sum=float("inf")), "a loss is not finite"),
     "no optimizer": (inside("state", optimizer=None), "optimizer"),
 }
@@ -285,7 +293,7 @@ def test_loading_draws_nothing(copy):
     ([*SMALL, "--position", "nowhere"], "not 'nowhere'"),
     (["--text", "cats.txt", "--position", "rotary", "--n_embd", "12"], "rotary positions need pairs"),
     (["--text", "cats.txt", "--position", "sinusoidal", "--n_embd", "9", "--n_head", "3"], "sinusoidal positions need"),
-    (["--text", "data/cats.csv", "--name", "cats"], "would write over data/cats.csv"),
+    (["--text", "cats.txt", "--name", "page"], "'page' cannot"), (["--text", "cats.txt", "--name", "PAGE"], "'PAGE'"),
     (["sample", "--prompt", "The cät 🙂"], "'ä'"), (["sample", "--tokens", "-1"], "at least 0"),
     (["sample", "--temperature", "-1"], "temperature"), (["sample", "--temperature", "nan"], "temperature"),
     (["sample", "--temperature", "1e-45"], "1e-30"), (["sample", "--top_k", "0"], "top_k must be at least 1"),
