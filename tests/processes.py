@@ -117,4 +117,6 @@ def command(arguments):
 
 
 if __name__ == "__main__":
-    sys.exit(gpt.run_cleanly("processes.py", command, sys.argv[1:]))
+    code = gpt.run_cleanly("processes.py", command, sys.argv[1:])
+    sys.stdout.flush()
+    os._exit(code or 0)             # threads of torch.distributed may abort an orderly end, when other processes have gone
