@@ -119,4 +119,4 @@ def command(arguments):
 if __name__ == "__main__":
     code = gpt.run_cleanly("processes.py", command, sys.argv[1:])
     sys.stdout.flush()
-    os._exit(code or 0)             # threads of torch.distributed may abort an orderly end, when other processes have gone
+    os._exit(code or 0)             # in an orderly end, threads of torch.distributed may abort when others have gone
