@@ -52,6 +52,19 @@ def command(tmp_path):
     return run
 
 
+@pytest.fixture
+def run_toy(in_tmp, capsys):
+    """Call attention_toy.py with arguments, in a temporary folder -> (exit code, stdout, stderr)."""
+    import attention_toy
+    (in_tmp / "cats.txt").write_text(TEXT, encoding="utf-8")
+
+    def run(*arguments):
+        code = gpt.run_cleanly("attention_toy.py", attention_toy.command, list(map(str, arguments)))
+        return code, *capsys.readouterr()
+
+    return run
+
+
 def main(*arguments, program=gpt.main):
     """(exit code, standard output, standard error) of a command, run in this process."""
     out, err = io.StringIO(), io.StringIO()
@@ -103,6 +116,18 @@ def noisy_gpt(config, seed=0):
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
     return model.eval()
+
+
+def save_model(name, text=TEXT, tokenizer=None, evaluated=True, **changes):
+    """Keep a small GPT with random parameters, as gpt.py keeps a run of `text` -> (model, tokenizer)."""
+    tokenizer = tokenizer or gpt.build_char_tokenizer(text)
+    model = noisy_gpt(tiny_config(vocab_size=tokenizer.vocab_size, **changes))
+    state = gpt.TrainState(gpt.build_optimizer(model, model.config))
+    if evaluated:
+        state.history = [{"step": 3, "train_loss": 2.5, "val_loss": 2.25, "learning_rate": 0.1}]
+        state.best = model.state_dict()
+    gpt.save_checkpoint(name, text, model, tokenizer, state)
+    return model, tokenizer
 
 
 def counted_bigram(tokens, vocab_size):

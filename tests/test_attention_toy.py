@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TEXT, noisy_gpt, tiny_config
+from conftest import ROOT, TEXT, noisy_gpt, save_model, tiny_config
 
 import attention_toy as toy
 import gpt
@@ -263,30 +263,6 @@ def test_without_the_usual_characters_those_that_it_reads_have_neighbors(vocabul
 # The program
 
 
-def save_model(name, text=TEXT, block_size=50, merges=None):
-    """Keep a small GPT with random parameters, for the characters of `text`, as gpt.py keeps a run.
-
-    With merges, its tokens are subwords.
-    """
-    tokenizer = gpt.BPETokenizer(merges) if merges else gpt.build_char_tokenizer(text)
-    config = tiny_config(block_size=block_size, vocab_size=tokenizer.vocab_size)
-    model = noisy_gpt(config)
-    gpt.save_checkpoint(name, text, model, tokenizer, gpt.TrainState(gpt.build_optimizer(model, config)))
-    return model, tokenizer
-
-
-@pytest.fixture
-def run_toy(in_tmp, capsys):
-    """Call the program with arguments, in a temporary folder -> (exit code, stdout, stderr)."""
-    (in_tmp / "cats.txt").write_text(TEXT, encoding="utf-8")
-
-    def run(*arguments):
-        code = gpt.run_cleanly("attention_toy.py", toy.command, list(arguments))
-        return code, *capsys.readouterr()
-
-    return run
-
-
 def is_plain(output):
     return max(map(len, output.splitlines())) < 80 and not re.search("[\r\x1b\x08]", output)
 
@@ -397,7 +373,7 @@ def test_a_reader_that_leaves_ends_the_run_quietly(command):
 
 
 def test_a_model_is_shown_head_by_head(run_toy):
-    model, tokenizer = save_model("small")
+    model, tokenizer = save_model("small", block_size=50)
     code, out, err = run_toy("--model", "small", "--prompt", r"The cat\nThe")
     assert (code, err) == (0, "")
     assert is_plain(out) and "data/small.pt" in out and r"It reads 'The cat\nThe'." in out
@@ -419,7 +395,8 @@ def test_a_model_is_shown_head_by_head(run_toy):
 
 
 def test_a_model_of_subwords_is_shown_token_by_token(run_toy):
-    _, tokenizer = save_model("pieces", merges=[(b"t", b"h"), (b"th", b"e"), (b" ", b"the"), (b" ", b"c")])
+    tokenizer = gpt.BPETokenizer([(b"t", b"h"), (b"th", b"e"), (b" ", b"the"), (b" ", b"c")])
+    save_model("pieces", tokenizer=tokenizer, block_size=50)
     code, out, err = run_toy("--model", "pieces", "--prompt", "the cat, the")
     assert (code, err) == (0, "") and is_plain(out)
     heads = heads_in(out)
@@ -435,7 +412,7 @@ def test_a_model_of_subwords_is_shown_token_by_token(run_toy):
 
 @pytest.mark.parametrize("merges", [None, [(b"a", b"t"), (b" ", b"s")]])      # at, and a space with s
 def test_as_many_tokens_as_fit_80_columns_are_shown_and_no_more(run_toy, merges):
-    _, tokenizer = save_model("wide", merges=merges)
+    _, tokenizer = save_model("wide", tokenizer=merges and gpt.BPETokenizer(merges), block_size=50)
     fits = tokenizer.decode(tokenizer.encode(TEXT)[:toy.MOST_TOKENS]).replace("\n", r"\n")
     code, out, err = run_toy("--model", "wide", "--prompt", fits)
     assert (code, err) == (0, "") and is_plain(out)
@@ -445,7 +422,7 @@ def test_as_many_tokens_as_fit_80_columns_are_shown_and_no_more(run_toy, merges)
 
 
 def test_a_model_has_a_name_and_a_path(run_toy):
-    save_model("small")
+    save_model("small", block_size=50)
     by_name = run_toy("--model", "small")
     assert by_name[0] == 0 and by_name == run_toy("--model", "data/small.pt")
 
@@ -461,7 +438,7 @@ def test_without_a_prompt_a_model_reads_what_it_has_written(run_toy, text, block
 
 
 def test_a_name_cannot_write_to_the_terminal(run_toy):
-    save_model("sm\x1b[2Jall")
+    save_model("sm\x1b[2Jall", block_size=50)
     code, out, err = run_toy("--model", "sm\x1b[2Jall")
     assert (code, err) == (0, "")
     assert is_plain(out) and r"data/sm\x1b[2Jall.pt" in out
@@ -481,7 +458,7 @@ def test_a_model_that_looks_at_one_token_gets_one_line(run_toy):
 
 
 def test_a_bad_checkpoint_gets_one_line(run_toy):
-    save_model("small")
+    save_model("small", block_size=50)
     assert is_one_line(run_toy("--model", "nowhere.pt"), "there is no run nowhere.pt", "small")
     assert is_one_line(run_toy("--model", "cats.txt"), "cats.txt")
 

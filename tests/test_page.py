@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, TEXT, noisy_gpt, tiny_config
+from conftest import ROOT, TEXT, save_model
 
 import attention_toy as toy
 import gpt
@@ -22,37 +22,13 @@ EVIL = '</script><script>alert(1)</script><!--<script>\u2028\u2029&amp;"\'`${1}\
 pytestmark = pytest.mark.usefixtures("short_baseline")
 
 
-@pytest.fixture
-def run_toy(in_tmp, capsys):
-    """Call the program with arguments, in a temporary folder -> (exit code, stdout, stderr)."""
-    (in_tmp / "cats.txt").write_text(TEXT, encoding="utf-8")
-
-    def run(*arguments):
-        code = gpt.run_cleanly("attention_toy.py", toy.command, list(map(str, arguments)))
-        return code, *capsys.readouterr()
-
-    return run
-
-
-def keep(name, text=TEXT, evaluated=True, tokenizer=None, **changes):
-    """Keep a small GPT with random parameters, as gpt.py keeps a run."""
-    tokenizer = tokenizer or gpt.build_char_tokenizer(text)
-    model = noisy_gpt(tiny_config(vocab_size=tokenizer.vocab_size, **changes))
-    state = gpt.TrainState(gpt.build_optimizer(model, model.config))
-    if evaluated:
-        state.history = [{"step": 3, "train_loss": 2.5, "val_loss": 2.25, "learning_rate": 0.1}]
-        state.best = model.state_dict()
-    gpt.save_checkpoint(name, text, model, tokenizer, state)
-    return model, tokenizer
-
-
 def data_in(page):
     return json.loads(re.search('<script type="application/json" id="run">(.*?)</script>', page, re.DOTALL)[1])
 
 
 def page_of(run_toy, name, **options):
     """Keep a model, and write its page -> model, tokenizer, path."""
-    model, tokenizer = keep(name, **options)
+    model, tokenizer = save_model(name, **options)
     code, out, err = run_toy("--page", name, "--text", "cats.txt")
     assert (code, err) == (0, "") and out.count("\n") == 1
     return model, tokenizer, gpt.DATA / f"{name}.html"
@@ -94,8 +70,8 @@ def test_the_bigram_is_the_one_that_a_run_trains(run_toy):
 
 
 def test_without_a_name_it_is_the_latest_run_and_again_it_writes_over_the_page(run_toy):
-    keep("old")
-    keep("new")
+    save_model("old")
+    save_model("new")
     for _ in range(2):
         code, out, err = run_toy("--page", "--text", "cats.txt")
         assert (code, err) == (0, "")
@@ -128,7 +104,7 @@ def test_a_hostile_text_and_name_are_inert(run_toy, in_tmp):
     name = "<script>alert(1)&\"'"
     (in_tmp / "evil.txt").write_text(EVIL * 20, encoding="utf-8", newline="")
     text = gpt.load_text(in_tmp / "evil.txt")[1]
-    keep(name, text)
+    save_model(name, text)
     code, out, err = run_toy("--page", name, "--text", "evil.txt")
     assert (code, err) == (0, "")
     page = (gpt.DATA / f"{name}.html").read_bytes().decode()
@@ -147,14 +123,14 @@ def test_a_hostile_text_and_name_are_inert(run_toy, in_tmp):
     (dict(n_embd=512, n_layer=4), "12 million"),
     (dict(text=TEXT + "more"), "add its --text")])
 def test_what_a_page_cannot_show_is_refused(run_toy, changes, says):
-    keep("small", **changes)
+    save_model("small", **changes)
     code, out, err = run_toy("--page", "small", "--text", "cats.txt")
     assert (code, out, err.count("\n")) == (2, "", 1) and says in err
     assert not list(gpt.DATA.glob("*.html*"))
 
 
 def test_a_parameter_that_is_too_large_is_refused(run_toy):
-    model, tokenizer = keep("small")
+    model, tokenizer = save_model("small")
     model.norm.weight.data[0] = 1e5
     state = gpt.TrainState(gpt.build_optimizer(model, model.config), best=model.state_dict(), history=[
         {"step": 3, "train_loss": 2.5, "val_loss": 2.25, "learning_rate": 0.1}])
@@ -169,18 +145,18 @@ def test_a_parameter_that_is_too_large_is_refused(run_toy):
     (["--page", "--quick"], "--text alone"), (["--page", "--model", "small"], "--text alone"),
     (["--page", "--prompt", "a"], "--text alone"), (["--page", "cats.txt"], "cats.txt")])
 def test_options_that_do_not_fit_are_refused(run_toy, arguments, says):
-    keep("small")
+    save_model("small")
     code, out, err = run_toy(*arguments)
     assert (code, out, err.count("\n")) == (2, "", 1) and says in err
 
 
 def test_no_other_file_is_written_over(run_toy, in_tmp):
-    keep("my")
+    save_model("my")
     (gpt.DATA / "my.html").write_text(TEXT, encoding="utf-8")           # the text that it was trained on
     code, out, err = run_toy("--page", "my", "--text", "data/my.html")
     assert (code, out, err.count("\n")) == (2, "", 1) and "another file" in err
     assert (gpt.DATA / "my.html").read_text(encoding="utf-8") == TEXT
-    keep("page")
+    save_model("page")
     (gpt.DATA / "page.html").symlink_to(ROOT / "data" / "page.html")    # as in the project's own folder
     code, out, err = run_toy("--page", "page", "--text", "cats.txt")
     assert code == 2 and "another file" in err
