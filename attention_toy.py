@@ -520,7 +520,7 @@ def page_data(saved, text, text_name):
     bigram = None
     if V <= LARGEST_BIGRAM:                                   # trained once more, as gpt.run does
         model = BigramLanguageModel(V)
-        *_, state = train(model, train_data, val_data, Config(**{**config, **BIGRAM_TRAINING}))
+        *_, state = train(model, train_data, val_data, Config(**(config | BIGRAM_TRAINING)))
         bigram = {"table": as_base64(model.table.weight.half()), "loss": state.val_loss}
     return json.dumps({
         "name": saved.path.stem, "config": config, "vocabulary": list(saved.vocabulary),

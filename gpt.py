@@ -224,7 +224,7 @@ def get_batch(data, step, config):
 
 def next_token_loss(logits, targets):
     """Mean cross-entropy, in nats per token, of logits (B, T, V) for targets (B, T) -> ()."""
-    # F.cross_entropy includes the softmax. flatten joins B and T: it takes one long list.
+    # F.cross_entropy includes the softmax, and takes one long list, so flatten joins B and T.
     return F.cross_entropy(logits.flatten(0, 1), targets.flatten())     # (B*T, V), (B*T,) -> ()
 
 
@@ -358,7 +358,7 @@ def apply_rope(x, positions, config):
 #     sum <-----------------------------'                                         /
 #     norm, lm_head                                 (B, T, C) -> (B, T, V), logits
 #
-# The vertical line is the residual stream. Modules do not replace what it carries, they add to it,
+# The vertical line is the residual stream. Modules do not replace what it carries; they add to it,
 # as in x = x + attention(norm_1(x)), a residual connection (He et al. 2015). On the way back, a sum
 # passes its slope to both of its terms, so even the first block learns well.
 #
@@ -1323,11 +1323,12 @@ def run_command(arguments):
     given = parser.parse_args(arguments)
     options = {name: value for name, value in vars(given).items() if hasattr(Config, name)}
     options = {**SIZES.get(given.size, {}), **options}
-    saved, name = None, given.name or given.text and given.text.stem
+    device, name = choose_device(given.device), given.name or given.text and given.text.stem
+    saved = None
     if given.resume:
         saved = read_checkpoint(DATA / f"{name}.pt" if name else find_run())
     text_name, text = load_text(given.text, saved and saved.text_sha256)
-    name = saved.path.stem if saved else name or text_name
+    name = name or (saved.path.stem if saved else text_name)
     check(Path(name).name == name and name.lower() not in ("..", "page")
           and len(os.fsencode(name)) <= 200, f"--name begins the names of files; {name!r} cannot")
     if saved:
@@ -1336,8 +1337,7 @@ def run_command(arguments):
         check(given.tokenizer in (None, kind), f"{saved.path} has --tokenizer {kind}")
     else:
         config, tokenizer = check_config(Config(**options)), build_tokenizer(given, options, text)
-    long_run = LongRun(name, text, tokenizer, saved, choose_device(given.device), given.compile,
-                       given.head_start)
+    long_run = LongRun(name, text, tokenizer, saved, device, given.compile, given.head_start)
     try:
         run(name, text, config, tokenizer, long_run)
     except KeyboardInterrupt:

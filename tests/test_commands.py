@@ -515,12 +515,21 @@ def test_resume_goes_on_with_the_run_that_was_stopped_and_with_runs_in_data_alon
     """The command that Ctrl-C names holds also when another run was made meanwhile."""
     (copy / "elsewhere").mkdir()
     shutil.copy("data/cats.pt", "elsewhere/cats.pt")
+    (copy / "data" / "elsewhere").mkdir()
+    shutil.copy("data/cats.pt", "data/elsewhere/cats.pt")       # as below data, so not in it
     before = contents(copy)
-    one_line(*RESUME, "--name", "elsewhere/cats", words="elsewhere/cats.pt")
+    one_line(*RESUME, "--name", "../elsewhere/cats", words="'../elsewhere/cats' cannot")
+    one_line(*RESUME, "--name", "elsewhere/cats", words="'elsewhere/cats' cannot")
+    one_line(*RESUME, "--name", "nowhere/cats", words="nowhere/cats.pt")
     assert contents(copy) == before
     assert main(*CATS, "--name", "later")[0] == 0
     assert "cats: going on from step 40\n" in main(*RESUME)[1]
     assert "later: going on from step 40\n" in main(*RESUME, "--name", "later")[1]
+
+
+def test_a_device_that_is_not_there_is_named_before_anything_is_read(cats, monkeypatch):
+    monkeypatch.setattr(gpt, "load_text", lambda *_: pytest.fail("the text is read"))
+    one_line(*CATS, "--device", "abacus", words="no device 'abacus' here")
 
 
 def test_a_run_says_how_to_look_inside(copy):
