@@ -1,891 +1,1067 @@
-"""gpt.py: how a GPT is made, in one program to be read from top to bottom.
+"""gpt.py: how a GPT works, in one program to be read from top to bottom.
 
-`python gpt.py` trains one on Shakespeare's plays, in two minutes on a laptop without a GPU.
+A GPT (generative pre-trained transformer) reads the beginning of a text, and says how likely each
+token is to come next. Here, a token is a single character. Draw one with these probabilities,
+append it, repeat, and the model writes. ChatGPT writes in the same way, with a much larger model.
 
-A GPT (generative pre-trained transformer) is given the beginning of a text, and says how likely
-each token, here a character, is to come next. Draw one with these probabilities, append it, repeat,
-and the model writes. It is autoregressive: it reads its own output. Before 2017, the best language
-models were recurrent neural networks, which read token by token and kept the past in a fixed
-memory. The transformer (Vaswani et al. 2017) looks at all tokens so far, and trains on all
-positions at once. Its encoder read, its decoder wrote; a GPT is "decoder-only", and does both.
+`python gpt.py` trains two models on Shakespeare's plays and lets both of them write. That takes
+about two minutes on a laptop without a GPU. The chapters:
 
-     0  Hyperparameters  the numbers that you may want to change
-     1  Text             what the model learns from
-     2  Tokens           characters become integers, and integers become characters
-     3  Batches          inputs, and targets: the same text shifted by one
-     4  Bigram           the baseline: look at one token, predict the next
-     5  Attention        how a token gathers what it needs from the tokens before it
-     6  Positions        how a token knows its position
-     7  GPT              attention and a small network, stacked
-     8  Training         from examples to better parameters
-     9  Sampling         from probabilities to text
-    10  The run          all of it in order; then the appendix, which you may skip
+    0  Hyperparameters    3  Batches                      6  Positions     9  Sampling
+    1  Text               4  Bigram, the first model      7  GPT          10  The run
+    2  Tokens             5  Attention                    8  Training
 
-You need to know Python, that a matrix product is many dot products at once, and what a slope, a
-logarithm, a sine and a standard deviation are. A comment such as `# (B, T) -> (B, T, C)` says how a
-line changes the shape of a tensor, a block of numbers; () is a single number, and the letters are:
+You need to know Python, and what a matrix product, a slope, a logarithm and a standard deviation
+are. You need not know PyTorch, the library that does the computing. From chapter 1 on, there is
+something to try in every chapter: start Python in the folder of this file, and type the lines that
+follow >>>, in order. What Python answers stands below them.
 
-    B  batch: sequences side by side           V   vocabulary: how many different tokens exist
-    T  time: tokens in each sequence           nh  number of attention heads
-    C  channels: numbers for each token        hs  head size, C / nh
+A tensor is an array of numbers with a shape. The shape (2, 3) means 2 rows of 3 numbers, and () is
+a single number. A comment such as `# (B, T) -> (B, T, C)` says how a line changes the shape:
+
+    B  batch: sequences that are computed together      V   vocabulary: how many tokens there are
+    T  time: tokens in each sequence                    nh  number of attention heads
+    C  channels: numbers for each token                 hs  head size, C / nh
 """
 
-import contextlib
-import hashlib
 import math
-import os
-import time
 import warnings
-from dataclasses import asdict, dataclass, field, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from hashlib import sha256
 from pathlib import Path
-from unicodedata import category, east_asian_width
 
 import requests
 
-with warnings.catch_warnings():
-    warnings.simplefilter("ignore")         # torch warns that NumPy is missing; it is not needed
+with warnings.catch_warnings():                 # torch warns if NumPy is missing, but needs none
+    warnings.simplefilter("ignore")
     import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+
 # %% 0. Hyperparameters
-# Numbers that you choose; training does not change them. Skim them now, each will make sense in its
-# chapter. The defaults make a model of 0.6 million parameters, which trains in two minutes.
-
-def choice(default, meaning):           # `python gpt.py --help` shows the meaning, too
-    return field(default=default, metadata={"meaning": meaning})
-
-
+# Training changes the parameters of a model. The hyperparameters are the numbers that you choose.
+# Only skim them now, because each of them will make sense in its chapter.
 @dataclass(frozen=True)
 class Config:
-    """The hyperparameters of a model, and below them those of its training."""
-
-    vocab_size: int = choice(65, "V, different tokens; with characters, the text decides")
-    block_size: int = choice(64, "the context: how many tokens the model can look at, at most")
-    n_layer: int = choice(3, "blocks, one on top of the other; with more, learning starts slowly")
-    n_head: int = choice(4, "nh, attention heads in each block: each looks for something different")
-    n_embd: int = choice(128, "C, numbers for each token; time grows with its square")
-    dropout: float = choice(0.0, "fraction of numbers set to zero in training; 0.2 for long runs")
-    bias: bool = choice(True, "linear layers (not lm_head) and LayerNorms add a constant, too")
-    position: str = choice("learned", "how tokens know their place: learned, sinusoidal, rotary")
-    tie_weights: bool = choice(False, "one table as token_embedding and as lm_head, as in GPT-2")
-
-    batch_size: int = choice(12, "B, sequences in each step; few, so that a step is short")
-    max_steps: int = choice(3000, "steps of gradient descent")
-    learning_rate: float = choice(4e-3, "the largest step size; smaller for larger models")
-    warmup_steps: int = choice(100, "steps in which the learning rate grows towards its peak")
-    weight_decay: float = choice(0.1, "how strongly matrices are pulled towards zero")
-    grad_clip: float = choice(1.0, "upper limit of the length of the gradient")
-    eval_interval: int = choice(500, "steps between two evaluations on the validation split")
-    seed: int = choice(1337, "decides the first parameters, the batches and the samples")
-
-    def __post_init__(self):
-        if self.n_head < 1 or self.n_embd % self.n_head != 0:
-            raise ValueError(f"n_embd={self.n_embd} must be a multiple of n_head={self.n_head}")
+    # The model
+    vocab_size: int = 65            # V, how many different tokens there are; the text decides
+    block_size: int = 64            # the context: how many tokens the model can look at
+    n_layer: int = 3                # blocks, one on top of the other (chapter 7)
+    n_head: int = 4                 # nh, attention heads in each block
+    n_embd: int = 128               # C, numbers for each token ("embd" is short for embedding)
+    dropout: float = 0.0            # share of numbers set to zero in training; 0.2 for long runs
+    # Its training
+    batch_size: int = 12            # B, sequences in each step
+    max_steps: int = 3000           # steps of gradient descent
+    learning_rate: float = 4e-3     # how far a step goes; larger models need smaller steps
+    warmup_steps: int = 100         # steps in which the learning rate grows
+    weight_decay: float = 0.1       # how strongly matrices are pulled towards zero
+    grad_clip: float = 1.0          # the longest that a gradient may be
+    eval_interval: int = 500        # steps between two evaluations
+    seed: int = 1337                # decides everything that is random
 
 
 # %% 1. Text
-# A language model learns from text alone. Ours is Tiny Shakespeare, 1.1 million characters from his
-# plays, downloaded once and kept only if its fingerprint (SHA-256) is the expected one. It begins:
+# A language model learns from text alone. What is there to learn? Which character comes next. Look
+# at a tiny text, and list what follows the letter l:
+# >>> from gpt import *
+# >>> text = "hello hello hello"
+# >>> [after for before, after in zip(text, text[1:]) if before == "l"]
+# ['l', 'o', 'l', 'o', 'l', 'o']
+
+# Whoever sees only the l has to guess. One more character settles it: el is always followed by l,
+# and ll by o. The further a model looks back, the better it can predict.
 #
-#     First Citizen:
-#     Before we proceed any further, hear me speak.
-
+# Our text is Tiny Shakespeare, 1.1 million characters from his plays. The first run downloads it to
+# the folder data. Its fingerprint (SHA-256) tells whether the file is whole.
 DATA = Path("data")
-SHAKESPEARE_SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
-SHAKESPEARE_URL = ("https://raw.githubusercontent.com/karpathy/char-rnn/master/"
-                   "data/tinyshakespeare/input.txt")
-
-
-@contextlib.contextmanager
-def atomic_write(path):
-    """A file to write bytes to. It gets its name once it is complete, and is never left half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())                         # make sure it has reached the disk
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def hash_of(text):
-    return hashlib.sha256(text.encode(errors="replace")).hexdigest()
+SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
+URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
 
 
 def load_shakespeare():
-    """Tiny Shakespeare, from data/ if it is there and intact, else downloaded. Raises OSError."""
+    """Tiny Shakespeare, a str. Raises OSError if it is neither in data/ nor can be downloaded."""
     path = DATA / "tinyshakespeare.txt"
-    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
-    if hash_of(text) != SHAKESPEARE_SHA256:
-        text = requests.get(SHAKESPEARE_URL, timeout=(2.5, 10)).text     # to connect, to read
-        if hash_of(text) != SHAKESPEARE_SHA256:
-            raise OSError("the download is incomplete or another text")
-        with atomic_write(path) as file:
-            file.write(text.encode())
-    return text
+    content = path.read_bytes() if path.exists() else b""
+    if sha256(content).hexdigest() != SHA256:
+        content = requests.get(URL, timeout=10).content
+        if sha256(content).hexdigest() != SHA256:
+            raise OSError("the download is not Tiny Shakespeare")
+        DATA.mkdir(exist_ok=True)
+        path.write_bytes(content)
+    return content.decode()
 
 
 # %% 2. Tokens
-# A network computes with numbers, so text is cut into tokens, and each distinct one gets an integer
-# id. Here a token is a character, one of 65; large models use subwords, which are pieces of words.
-
+# A model computes with numbers. The text is therefore cut into tokens, and each different token
+# gets an integer, its id. Our tokens are characters. Large models use pieces of words.
 class CharTokenizer:
-    """Turns text into a list of integers, one for each character, and back.
-
-    >>> tokenizer = CharTokenizer("ehlo")
-    >>> tokenizer.encode("hello")
-    [1, 0, 2, 2, 3]
-    >>> tokenizer.decode([1, 0, 2, 2, 3])
-    'hello'
-    """
-
-    def __init__(self, characters):
-        self.vocabulary = characters                        # the id of a character is its place
-        self.vocab_size = len(characters)
-        self.ids = {character: i for i, character in enumerate(characters)}
+    def __init__(self, text):
+        self.vocabulary = "".join(sorted(set(text)))        # the id of a character is its place
+        self.vocab_size = len(self.vocabulary)
+        self.ids = {character: i for i, character in enumerate(self.vocabulary)}
 
     def encode(self, text):
-        """str -> list of int. ValueError for a character that is not in the vocabulary."""
-        if unknown := set(text) - self.ids.keys():
-            raise ValueError(f"the vocabulary {self.vocabulary!r} has no {sorted(unknown)}")
+        if unknown := set(text) - set(self.ids):
+            raise ValueError(f"{min(unknown)!r} is none of the {self.vocab_size} known characters")
         return [self.ids[character] for character in text]
 
     def decode(self, ids):
-        """list of int -> str."""
         return "".join(self.vocabulary[i] for i in ids)
 
 
-def build_char_tokenizer(text):
-    """A CharTokenizer of all characters in `text`, in sorted order."""
-    return CharTokenizer("".join(sorted(set(text))))
+# The tiny text has five different characters, and the space is the first of them:
+# >>> tokenizer = CharTokenizer(text)
+# >>> tokenizer.vocabulary, tokenizer.encode("hello"), tokenizer.decode([2, 1, 3, 3, 4])
+# (' ehlo', [2, 1, 3, 3, 4], 'hello')
 
-
-# %% 3. Batches
-# What can be learned from a text? At every position, which token comes next. So T + 1 tokens hold T
-# examples: the targets, the right answers, are the inputs shifted by one (_ is the space).
-#
-#     inputs      F i r s t         after F           comes i
-#     targets     i r s t _         after F i         comes r
-#                                   after F i r       comes s, and so on
-#
-# Several sequences side by side make a batch: the hardware works on them in parallel, and many
-# examples mislead less than one. The last tenth of the text, the validation split, is kept out of
-# training, to see whether a model learns the language or only the text (overfitting).
-#
-# A tensor of shape (12, 64) is a table of 12 rows and 64 columns; x[:, 1:] has all rows, without
-# the first column. data[i], with a tensor i of integers, looks up one number for each, in the shape
-# of i. A column (B, 1) plus a row (T,) is a table (B, T): both are repeated (broadcasting).
-
-def split(text):
-    """A text in two parts: 9/10 to train on, 1/10 (at most 200,000) to validate on."""
-    n = max(int(0.9 * len(text)), len(text) - 200_000)
-    return text[:n], text[n:]
-
-
+# A long text, as a list of Python's integers, would fill the memory. So it is encoded in parts, and
+# a tensor keeps 32 bits for each token.
 def encode_text(text, tokenizer):
-    """The N tokens of a text, a tensor (N,). Made in parts, as lists of integers are large."""
+    """The ids of a text, a tensor (N,)."""
     parts = [text[i:i + 10**6] for i in range(0, len(text) + 1, 10**6)]
     return torch.cat([torch.tensor(tokenizer.encode(part), dtype=torch.int32) for part in parts])
 
 
+# %% 3. Batches
+# At every position of a text, a model can practice: it sees the tokens so far, and predicts the
+# next one. The right answers are called targets. They are the inputs, shifted by one:
+#
+#     inputs      F i r s t         after F           comes i
+#     targets     i r s t _         after F i         comes r
+#                                   after F i r       comes s, and so on (_ is the space)
+#
+# So a window of T + 1 tokens holds T examples. This lists all windows of 3 tokens in the text 0, 1,
+# 2, 3, 4, 5; the first number says along which dimension to slide, and the last one how far:
+# >>> torch.arange(6).unfold(0, 3, 1)
+# tensor([[0, 1, 2],
+#         [1, 2, 3],
+#         [2, 3, 4],
+#         [3, 4, 5]])
+
+# A batch is some of these windows, drawn at random. Several are better than one, because a single
+# window is a poor sample of the text.
 def get_batch(data, step, config):
-    """Inputs and targets of a training step, both (B, T) int64, from random places in data (N,)."""
+    """Inputs and targets for a training step, both (B, T), from random places in data (N,)."""
     B, T = config.batch_size, config.block_size
     if len(data) <= T:
-        raise ValueError(f"{len(data)} tokens are too few to train on with block_size={T}")
-    # Seed and step together decide what is drawn, so a run can be repeated, or resumed at any step.
-    generator = torch.Generator().manual_seed(1_000_003 * config.seed + step)
-    starts = torch.randint(len(data) - T, (B, 1), generator=generator)  # start + T is in data
-    windows = data[starts + torch.arange(T + 1)].long()     # (N,), indices (B, T+1) -> (B, T+1)
-    return windows[:, :-1], windows[:, 1:]                  # (B, T+1) -> two of (B, T)
+        raise ValueError(f"block_size={T} needs a training text of more than {len(data)} tokens")
+    torch.manual_seed(1_000_003 * config.seed + step)       # each step can be repeated exactly
+    rows = torch.randint(len(data) - T, (B,))               # B random integers
+    windows = data.unfold(0, T + 1, 1)[rows].long()         # (N,) -> (N-T, T+1) -> (B, T+1)
+    return windows[:, :-1], windows[:, 1:]                  # all but the last, all but the first
+
+
+# With the numbers 0 to 99 as a text, and two windows:
+# >>> x, y = get_batch(torch.arange(100), 0, Config(batch_size=2, block_size=4))
+# >>> x.tolist(), y.tolist()
+# ([[58, 59, 60, 61], [33, 34, 35, 36]], [[59, 60, 61, 62], [34, 35, 36, 37]])
+
+# A model that is tested on the text it has practiced with might only have memorized it. So the last
+# tenth is kept out of training. This validation split shows whether a model knows the language.
+def train_val_split(text):
+    """The first 9/10 of a text, to train on, and the rest, to validate on (at most 200,000)."""
+    n = max(len(text) * 9 // 10, len(text) - 200_000)
+    return text[:n], text[n:]
 
 
 # %% 4. Bigram
-# In PyTorch, an nn.Module is a function with parameters, numbers of its own that training changes;
-# `model(x)` calls its forward(x). F holds plain functions. Two modules make up most others:
-#
-#     nn.Embedding(V, C)    a table of V rows of C numbers; given ids, it looks up their rows
-#     nn.Linear(C, D)       turns C numbers into D: times a matrix, plus a bias; both learned
-#
-# The simplest model that can learn is a table: a row for each token, with a score (logit) for each
-# that may follow. Softmax turns a row into probabilities: exp(logit) / (the sum of all exp(logit)).
-#
-# How good is a prediction? Its loss is -ln(the probability that it gave to the token that came);
-# the mean over all positions is the cross-entropy (in nats; with base 2, in bits). A model that
-# knows nothing gives each of V tokens 1/V: a loss of ln(V), here 4.17; one that is certain and
-# right has 0. exp(loss) is the perplexity: 10 is as unsure as among 10 equally likely tokens.
-#
-# PyTorch remembers how the loss was computed; loss.backward() goes back through that and stores how
-# fast the loss changes with each parameter p, in p.grad. All these slopes are the gradient.
+# The simplest model that can learn is a table of scores. A bigram is a pair of tokens, and row i,
+# column j of the table says how well token j follows token i. Such scores are called logits.
+# Softmax turns a row of logits into probabilities: exp makes each of them positive, and then each
+# is divided by the sum of all, so that they add up to 1.
+# >>> logits = torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0])
+# >>> F.softmax(logits, dim=0)                            # exp(2) / 12.475, exp(1) / 12.475, ...
+# tensor([0.5923, 0.2179, 0.0802, 0.0802, 0.0295])
 
-def next_token_loss(logits, targets):
-    """Mean cross-entropy, in nats per token, of logits (B, T, V) for targets (B, T) -> ()."""
-    # F.cross_entropy includes the softmax, and takes one long list, so flatten joins B and T.
-    return F.cross_entropy(logits.flatten(0, 1), targets.flatten())     # (B*T, V), (B*T,) -> ()
+# How good is a prediction? Look at the probability that it gave to the token that came. The loss is
+# minus the logarithm of this probability: 0 if the model was certain and right, and large if it was
+# surprised. The mean loss of many predictions is called cross-entropy. Suppose that token 1 came
+# (the first is token 0):
+# >>> F.cross_entropy(logits, torch.tensor(1))            # -ln(0.2179); it includes the softmax
+# tensor(1.5237)
 
-
+# A model that knows nothing gives each of V tokens the probability 1/V. Its loss is ln(V), which is
+# 4.17 for the 65 characters of Shakespeare. The perplexity, exp(loss), is easier to picture: at a
+# perplexity of 10, a model is as unsure as if it had to choose among 10 equally likely tokens.
+#
+# In PyTorch, a model is an nn.Module. It holds parameters, and model(x) calls its forward(x). Large
+# modules are made of smaller ones. One of the smallest is nn.Embedding(V, C), a table of V rows
+# with C numbers each: given ids, it returns their rows. PyTorch calls the numbers in a module its
+# `weight`, and a tensor of ids is often called `idx`, short for indices.
 class BigramLanguageModel(nn.Module):
-    """Predicts each token from the one before: `logits, loss = model(idx, targets)`."""
-
+    """Predicts each token from the one before it: `logits, loss = model(idx, targets)`."""
     block_size = 1                              # how many tokens it looks at
 
     def __init__(self, vocab_size):
-        super().__init__()                      # from here on, it collects what is assigned
+        super().__init__()                      # every nn.Module begins with this
         self.table = nn.Embedding(vocab_size, vocab_size)
-        nn.init.zeros_(self.table.weight)       # zeros_: in place; all are equally likely
+        nn.init.zeros_(self.table.weight)       # at first, all tokens are equally likely
 
     def forward(self, idx, targets=None):
         """Token ids: idx, targets (B, T) -> logits (B, T, V), and the loss () or None."""
         logits = self.table(idx)                # (B, T) -> (B, T, V), the row of each token
-        loss = None if targets is None else next_token_loss(logits, targets)
+        # cross_entropy takes one long list, so flatten joins two dimensions: (B, T, V) -> (B*T, V).
+        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
 
-# Counting pairs gives nearly the same probabilities (see bigram.py). Trained, the loss is 2.49.
+# How does the table learn? Nudge one of its numbers, and watch the loss. The change of the loss,
+# divided by the change of the number, is a slope. If the slope is negative, the number should grow.
+# Here, 1 follows 0, 2 follows 1, and 3 follows 2. Raise the logit of token 1 in row 0 by 0.01:
+# >>> model = BigramLanguageModel(5)
+# >>> x, y = torch.tensor([[0, 1, 2]]), torch.tensor([[1, 2, 3]])
+# >>> logits, loss = model(x, y)
+# >>> model.table.weight.data[0, 1] += 0.01               # .data: the numbers themselves
+# >>> logits, nudged = model(x, y)
+# >>> model.table.weight.data[0, 1] -= 0.01               # back to 0
+# >>> round(loss.item(), 4), round(nudged.item(), 4)      # item() makes a Python number
+# (1.6094, 1.6068)
+# >>> round(((nudged - loss) / 0.01).item(), 2)
+# -0.27
 
+# To nudge millions of parameters one by one would take forever. PyTorch finds all slopes at once by
+# the chain rule: if y changes 0.5 times as fast as x, and the loss 0.2 times as fast as y, then the
+# loss changes 0.5 * 0.2 = 0.1 times as fast as x. PyTorch remembers how the loss was computed, and
+# loss.backward() goes back through all of it, multiplying slopes. The slope of a parameter p then
+# stands in p.grad. All slopes together are called the gradient. In row 0 they are:
+# >>> loss.backward()
+# >>> model.table.weight.grad[0]
+# tensor([ 0.0667, -0.2667,  0.0667,  0.0667,  0.0667])
+
+# Token 1 has the same -0.27. There is a rule behind these numbers: take the probability of a token,
+# subtract 1 if this token came, and divide by the number of examples. Here, all probabilities are
+# 0.2, and there are three examples. Token 1 came, so its slope is (0.2 - 1) / 3 = -0.2667. The
+# others did not come, so their slope is 0.2 / 3 = 0.0667.
+#
+# A step of gradient descent subtracts a little of its slope from each parameter. So the logits of
+# tokens that came grow, the others shrink, and the loss falls. The learning rate says how much of
+# the slope is subtracted. The loss was 1.61. A single step, with a learning rate of 1, leads to:
+# >>> model.table.weight.data -= 1.0 * model.table.weight.grad
+# >>> logits, loss = model(x, y)
+# >>> round(loss.item(), 2)
+# 1.35
 
 # %% 5. Attention
-# To predict better, a token must gather what matters from the tokens before it. So from now on it
-# is a vector of C numbers, at first its row of an nn.Embedding(V, C); x (B, T, C) holds them all.
-# What matters depends on this token and on the others. So each token makes three vectors of hs
-# numbers out of its C, by three matrices (C, hs) that are learned:
+# The bigram model sees one token. To predict better, a token must collect information from those
+# before it, and needs room for what it collects. So from now on, each token is a vector of C
+# numbers, its embedding: a row of an nn.Embedding(V, C). Nobody decides what these numbers mean.
+# They are parameters, and training finds what is useful.
+#
+# A token collects by a weighted mean. Say that three tokens hold the values 10, 20 and 30, and that
+# the third gives them the attention weights 0.9, 0.05 and 0.05. It then receives a number near 10,
+# because `@`, the matrix product, multiplies number by number and adds up:
+# >>> torch.tensor([0.9, 0.05, 0.05]) @ torch.tensor([10.0, 20.0, 30.0])
+# tensor(11.5000)
+
+# Where do attention weights come from? From the tokens themselves. Out of its C numbers, each token
+# makes three vectors of hs numbers:
 #
 #     a query     what am I looking for?
 #     a key       what do I offer to those who look?
 #     a value     what do I hand over if I am chosen?
 #
-# (Why is the value not the key? You find a book by its title, and take home its text.) The dot
-# product of one token's query with another's key is a score: how much does the other matter to this
-# one? Softmax over all scores of a token turns them into attention weights, positive numbers that
-# sum to 1. The token receives the mean of the values, weighted by them:
+# Why is the value not the key? You find a book by its title, and take home its text.
 #
-#     attention(Q, K, V) = softmax(Q K^T / sqrt(hs)) V     (K^T: K transposed; Vaswani et al. 2017)
+# The dot product of one token's query with another token's key is a score, which is large if they
+# fit. Let k hold the keys of three tokens, a row each. The third token asks, and the first fits:
+# >>> k = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
+# >>> query = torch.tensor([2.0, 0.0])
+# >>> k @ query
+# tensor([4., 0., 0.])
+
+# Softmax turns scores into attention weights, as it turned logits into probabilities. Before that,
+# scores are divided by sqrt(hs), because sums of hs products grow with hs. Otherwise, nearly all
+# the weight would go to one token from the very beginning, and little could be learned.
+# >>> F.softmax(k @ query / math.sqrt(2), dim=0)          # exp(4 / 1.41) is 17 times exp(0)
+# tensor([0.8943, 0.0529, 0.0529])
+
+# One rule makes attention fit for writing, the causal mask: a token sees itself and those before
+# it, but none after it. Otherwise it could look up what it has to predict. The scores of later
+# tokens become minus infinity, so that their weights are 0, because exp(-infinity) is 0.
 #
-# Q, K and V (here the values) have a row for each token. As tokens of one text ask each other, it
-# is self-attention. One rule makes it fit for writing, the causal mask: a token sees itself and
-# those before it, and nothing after it. The scores of later tokens become minus infinity, so their
-# weights are 0. Otherwise the model could look up what it predicts. The three matrices form a head.
-
-def one_head(x, w_query, w_key, w_value):
-    """One head of causal self-attention: x (B, T, C), three matrices (C, hs) -> (B, T, hs)."""
-    # @ is the matrix product, of each sequence by itself. transpose swaps two dimensions: K^T.
-    q, k, v = x @ w_query, x @ w_key, x @ w_value           # each (B, T, C) @ (C, hs) -> (B, T, hs)
-    scores = q @ k.transpose(1, 2)                          # (B, T, hs) @ (B, hs, T) -> (B, T, T)
-    scores = scores / math.sqrt(q.shape[-1])                # row: who asks, column: who is asked
-    future = torch.ones_like(scores, dtype=torch.bool).triu(diagonal=1)     # True if column > row
-    weights = F.softmax(scores.masked_fill(future, -math.inf), dim=-1)      # dim=-1: along rows
-    return weights @ v                                      # (B, T, T) @ (B, T, hs) -> (B, T, hs)
+# That is all. For every token at once, let q, k and v have a row for each token, and let k^T be k
+# with rows and columns exchanged. Then row i of q @ k^T holds the scores of query i with all keys,
+# and attention is four lines (Vaswani et al. 2017):
+def attention(q, k, v):
+    """softmax(q @ k^T / sqrt(hs)) @ v, causally masked: three of (..., T, hs) -> (..., T, hs)."""
+    # The dots stand for any dimensions in front, such as B. -2 and -1 are the last two dimensions.
+    scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])       # (..., T, T), a row per query
+    later = torch.ones_like(scores, dtype=torch.bool).triu(1)       # True above the diagonal
+    weights = scores.masked_fill(later, -math.inf).softmax(-1)      # each row sums to 1
+    return weights @ v                                  # (..., T, T) @ (..., T, hs) -> (..., T, hs)
 
 
-# Why divide by sqrt(hs)? The dot product of two vectors of hs random numbers, with mean 0 and
-# standard deviation 1, has a standard deviation of sqrt(hs), here 5.7. With such large scores,
-# softmax would give nearly all weight to one token from the start; small changes of the scores
-# would change almost nothing, so the gradient would be near zero, and little would be learned.
+# To see the weights, take the identity matrix as values. The last row is the one from above:
+# >>> q = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
+# >>> attention(q, k, torch.eye(3))
+# tensor([[1.0000, 0.0000, 0.0000],
+#         [0.0558, 0.9442, 0.0000],
+#         [0.8943, 0.0529, 0.0529]])
+
+# Who makes queries, keys and values? A linear layer, nn.Linear(C, D), turns C numbers into D: it
+# multiplies them by a matrix and adds a vector, its bias. Both are parameters, and begin as small
+# random numbers. All tokens share one layer. Here it makes 12 numbers out of 4, for each of three
+# tokens: 4 for the query, 4 for the key, and 4 for the value.
+# >>> nn.Linear(4, 12)(torch.randn(3, 4)).shape           # randn: random numbers
+# torch.Size([3, 12])
+
+# A token may need several things at once, such as the last vowel and the beginning of the word. But
+# it receives a single mean. So a GPT has several heads, each with queries, keys and values of its
+# own. The C numbers of a query are cut into nh groups of hs numbers, one group for each head:
 #
-# One head gathers one mean for each token. Several heads ask several questions at once. Each has hs
-# = C / nh channels, so their results, side by side, are C numbers; a last matrix mixes them:
-
-def several_heads(x, heads, projection):
-    """x (B, T, C), heads: nh triples of (C, hs), projection (C, C) -> (B, T, C)."""
-    results = [one_head(x, *matrices) for matrices in heads]            # nh of (B, T, hs)
-    return torch.cat(results, dim=-1) @ projection                      # -> (B, T, C)
-
-
-# What does it cost? The scores are a table of T x T, so time grows with the square of the context.
-# (Memory need not: the function that chapter 7 uses does not have to hold the whole table.)
+#                                            head 0      head 1
+#     query of token 0     1 2 3 4             1 2         3 4
+#     query of token 1     5 6 7 8      ->     5 6         7 8
 #
-#     tokens     scores of one head     as a table of 32-bit numbers
-#         64                  4,096                            16 kB
-#      1,024              1,048,576                             4 MB
-#    100,000         10,000,000,000                            40 GB
-#
-# The file attention_toy.py takes this chapter apart, step by step, and draws what heads look at.
+# At the left, the shape is (T, C) = (2, 4). At the right, it is (nh, T, hs) = (2, 2, 2). As nh is
+# one more dimension in front, `attention` serves all heads at once.
+def split_heads(x, n_head):
+    """Give each head its part of the channels: (B, T, C) -> (B, nh, T, hs)."""
+    B, T, C = x.shape
+    return x.view(B, T, n_head, C // n_head).transpose(1, 2)        # transpose swaps T and nh
 
+
+# >>> split_heads(torch.tensor([[[1, 2, 3, 4], [5, 6, 7, 8]]]), 2).tolist()
+# [[[[1, 2], [5, 6]], [[3, 4], [7, 8]]]]
+
+# This module puts it together. Its last layer, proj (projection), mixes what the heads have found.
+class CausalSelfAttention(nn.Module):
+    """Each token collects from itself and those before it: (B, T, C) -> (B, T, C)."""
+    def __init__(self, config):
+        super().__init__()
+        C, self.n_head = config.n_embd, config.n_head
+        if C % self.n_head:
+            raise ValueError(f"n_embd={C} must be a multiple of n_head={self.n_head}")
+        self.qkv = nn.Linear(C, 3 * C)
+        self.proj = nn.Linear(C, C)
+
+    def attend(self, q, k, v):
+        """PyTorch's version of `attention`, which is faster: (B, nh, T, hs) -> (B, nh, T, hs)."""
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def forward(self, x):
+        q, k, v = self.qkv(x).chunk(3, dim=-1)                  # (B, T, 3C) -> three of (B, T, C)
+        q, k, v = (split_heads(z, self.n_head) for z in (q, k, v))      # -> three of (B, nh, T, hs)
+        y = self.attend(q, k, v)                                # three of (B, nh, T, hs) -> one
+        return self.proj(y.transpose(1, 2).flatten(2))          # -> (B, T, nh, hs) -> (B, T, C)
+
+
+# Is it causal? Change the last of three tokens, and see which results stay as they were:
+# >>> layer = CausalSelfAttention(Config(n_embd=4, n_head=2))
+# >>> x, change = torch.randn(1, 3, 4), torch.tensor([[[0.0], [0.0], [1.0]]])
+# >>> (layer(x) == layer(x + change)).all(dim=-1)
+# tensor([[ True,  True, False]])
 
 # %% 6. Positions
-# To attention, the tokens before this one are an unordered set: their mean does not depend on
-# order. A positional encoding tells each token its position, in numbers. Picture clocks whose hands
-# turn with each token, the fastest by 1 radian, the slowest once round in 10 * block_size tokens
-# (their frequencies; where a hand points is its angle). Together, the hands show the position, and
-# three tokens turn them by the same angles anywhere. Three encodings are usual:
-#
-#     sinusoidal  add the sines and cosines of the angles to the token's vector (Vaswani et al.)
-#     learned     add a row of a table that is trained like all other parameters (GPT-2)
-#     rotary      add nothing; turn pairs of numbers in queries and keys by the angles. Moving both
-#                 turns both alike, and keeps the dot product: only distance counts (Su et al. 2021)
-#
-# Why add, and not append? The sum keeps C channels, and the model learns which of them say what a
-# token is and which say where. The usual frequencies are 10000^(-i/n) for n clocks i = 0, 1, ...;
-# ours fit the context instead, so that in a short one, even the slowest clock visibly moves.
+# A mean does not depend on order. To the last token, the earlier ones are like balls in a bag: it
+# sees which there are, but not their order. Rearrange the first three of four tokens:
+# >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
+# >>> y = x[[2, 0, 1, 3]]
+# >>> attention(x, x, x)[3], attention(y, y, y)[3]        # what the last token receives
+# (tensor([1.6089, 0.1956]), tensor([1.6089, 0.1956]))
 
-def position_angles(positions, n_clocks, config):
-    """The angle of each clock at positions (T,), in radians, the fastest first: (T, n_clocks)."""
-    slowest = 2 * math.pi / (10 * config.block_size)        # radians per token; the fastest: 1
-    frequencies = slowest ** torch.linspace(0, 1, n_clocks, device=positions.device)
-    return positions[:, None] * frequencies                 # (T, 1) * (n_clocks,) -> (T, n_clocks)
-
-
-def sinusoids(config):
-    """The sines and cosines of C / 2 clocks at each position of the context: (block_size, C)."""
-    angles = position_angles(torch.arange(config.block_size), config.n_embd // 2, config)
-    return torch.cat((angles.sin(), angles.cos()), dim=1)   # two of (block_size, C/2) -> one of C
-
-
-# A pair of numbers (a, b), rotated around the origin by an angle, is (a cos - b sin, a sin + b
-# cos). Rotary position embedding (RoPE) does so with each pair, by a clock of its own.
-
-def apply_rope(x, positions, config):
-    """Turn the hs/2 pairs in x (..., T, hs) by the angles of positions (T,) -> (..., T, hs)."""
-    a, b = x.chunk(2, dim=-1)                                   # halves: two of (..., T, hs/2)
-    angles = position_angles(positions, a.shape[-1], config)    # (T,) -> (T, hs/2)
-    cos, sin = angles.cos(), angles.sin()
-    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)    # -> (..., T, hs)
-
+# But "dog bites man" is not "man bites dog". So each token must carry its position. A second table,
+# learned like the first, has a vector for each position in the context. It is added to the vector
+# of the token, and then the same token is different at each place:
+# >>> positions = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
+# >>> x, y = x + positions, y + positions
+# >>> attention(x, x, x)[3], attention(y, y, y)[3]
+# (tensor([2.2414, 0.5739]), tensor([2.2491, 0.4901]))
 
 # %% 7. GPT
-# The whole model, in the order in which data flows through it, with the names of its modules:
-#
-#     idx                                           (B, T), token ids
-#     token_embedding + position_embedding          (B, T) -> (B, T, C)
-#      |
-#      +---> norm_1 ---> attention -----.           tokens gather from tokens     \
-#     sum <-----------------------------'                                         |  a block,
-#      +---> norm_2 ---> feed_forward --.           each token works by itself    |  n_layer times
-#     sum <-----------------------------'                                         /
-#     norm, lm_head                                 (B, T, C) -> (B, T, V), logits
-#
-# The vertical line is the residual stream. Modules do not replace what it carries; they add to it,
-# as in x = x + attention(norm_1(x)), a residual connection (He et al. 2015). On the way back, a sum
-# passes its slope to both of its terms, so even the first block learns well.
-#
-# LayerNorm (Ba et al. 2016) keeps numbers in range: it brings the C numbers of a token to mean 0
-# and variance (standard deviation squared) 1, then scales and shifts each channel by a learned gain
-# and bias. In 2017 it came after each sum; put before each part (pre-norm), it is more stable.
-#
-#     norm(x) = (x - mean) / sqrt(variance + 0.00001) * gain + bias
-#
-# The feed-forward network works on what a token has gathered: it widens C numbers to 4C (a choice
-# of 2017 that has lasted), applies an activation function to each, and narrows them again. The
-# function must be non-linear, or two matrices could do no more than one. GELU (Hendrycks & Gimpel
-# 2016) lets large positive numbers pass and brings large negative ones to 0:
-#
-#     gelu(x) = x * (the probability that a normal random number, mean 0, variance 1, is below x)
-#
-# Dropout (Srivastava et al. 2014) sets a random fraction p of the numbers to 0 in training, so that
-# the model relies on none alone, and multiplies the others by 1 / (1 - p), which keeps their mean.
+# Attention collects information; the MLP (multilayer perceptron) then processes it, one token at a
+# time. It has two linear layers, C -> 4C -> C. Two in a row could do no more than one, because the
+# product of two matrices is a matrix. So GELU bends the numbers between them: large positive ones
+# stay, and large negative ones become 0.
+# >>> F.gelu(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]))
+# tensor([-0.0040, -0.1587,  0.0000,  0.8413,  2.9960])
 
-class CausalSelfAttention(nn.Module):
-    """All heads of a block at once, (B, T, C) -> (B, T, C): as several_heads, plus biases."""
-
+class MLP(nn.Module):
+    """Each token processes what it has collected: (B, T, C) -> (B, T, C)."""
     def __init__(self, config):
         super().__init__()
-        self.config = config
-        self.qkv = nn.Linear(config.n_embd, 3 * config.n_embd, bias=config.bias)
-        self.proj = nn.Linear(config.n_embd, config.n_embd, bias=config.bias)
-        self.dropout = nn.Dropout(config.dropout)
+        self.fc = nn.Linear(config.n_embd, 4 * config.n_embd)       # fc: fully connected
+        self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
-    def forward(self, x, positions, cache=None):
-        """x (B, T, C), tokens at positions (T,). The cache belongs to chapter 9; ignore it here."""
-        B, T, C = x.shape
-        nh, hs = self.config.n_head, C // self.config.n_head
-        # qkv joins the matrices of all heads. View cuts C into (nh, hs); transpose swaps T and nh.
-        q, k, v = self.qkv(x).chunk(3, dim=-1)              # (B, T, C) -> three of (B, T, C)
-        q, k, v = (z.view(B, T, nh, hs).transpose(1, 2) for z in (q, k, v))     # -> (B, nh, T, hs)
-        if self.config.position == "rotary":
-            q, k = (apply_rope(z, positions, self.config) for z in (q, k))
-        if cache is not None:
-            k, v = cache.add(self, k, v)                    # (B, nh, T, hs) -> (B, nh, end, hs)
-        # The formula of chapter 5 in one function, much faster, with dropout of attention weights.
-        y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=T > 1,                       # one token (chapter 9) sees all
-            dropout_p=self.config.dropout if self.training else 0.0)
-        y = y.transpose(1, 2).reshape(B, T, C)              # (B, nh, T, hs) -> (B, T, C)
-        return self.dropout(self.proj(y))
+    def forward(self, x):
+        x = F.gelu(self.fc(x), approximate="tanh")      # (B, T, C) -> (B, T, 4C); tanh as in GPT-2
+        return self.proj(x)                             # (B, T, 4C) -> (B, T, C)
 
+
+# Attention and an MLP together are a block, and a GPT is a stack of blocks. Why several? In the
+# second block, a token collects from tokens that have already collected. So the first block may put
+# letters together into a word, and the second may find the words that belong together.
+#
+# But a tall stack is hard to train. By the chain rule, the slopes of its layers are multiplied. If
+# each is 0.1, then ten of them make 0.0000000001, and the first layer hardly learns. The remedy is
+# x = x + layer(x). What flows through the stack is then called the residual stream: layers do not
+# replace what it carries, they add to it. The slope of such a sum is not 0.1, but 1 + 0.1:
+# >>> round(0.1**10, 4), round((1 + 0.1)**10, 4)
+# (0.0, 2.5937)
+
+# In a long sum, numbers can grow. LayerNorm brings the C numbers of a token to mean 0 and standard
+# deviation 1 before a layer reads them. Then it multiplies each channel by a learned number, which
+# begins at 1, and adds another, which begins at 0.
+# >>> nn.LayerNorm(4)(torch.tensor([10.0, 20.0, 30.0, 40.0])).data
+# tensor([-1.3416, -0.4472,  0.4472,  1.3416])
+
+# In a long training, a model may learn its text by heart. Dropout sets a random share of the
+# numbers to zero, so that it cannot rely on any of them, and enlarges the others, so that the mean
+# stays the same. When the model writes, dropout is off.
+# >>> nn.Dropout(0.5)(torch.ones(1000)).unique()          # which numbers are there?
+# tensor([0., 2.])
 
 class Block(nn.Module):
-    """Attention, then feed-forward, each added to the residual stream: (B, T, C) -> (B, T, C)."""
-
+    """Tokens collect, then each processes: (B, T, C) -> (B, T, C)."""
     def __init__(self, config):
         super().__init__()
-        C, bias = config.n_embd, config.bias
-        self.norm_1 = nn.LayerNorm(C, bias=bias)
-        self.attention = CausalSelfAttention(config)
-        self.norm_2 = nn.LayerNorm(C, bias=bias)
-        self.feed_forward = nn.Sequential(
-            nn.Linear(C, 4 * C, bias=bias),                 # (B, T, C) -> (B, T, 4C)
-            nn.GELU(approximate="tanh"),                    # GPT-2's approximation
-            nn.Linear(4 * C, C, bias=bias),                 # (B, T, 4C) -> (B, T, C)
-            nn.Dropout(config.dropout))
+        self.ln_1 = nn.LayerNorm(config.n_embd)
+        self.attn = CausalSelfAttention(config)
+        self.ln_2 = nn.LayerNorm(config.n_embd)
+        self.mlp = MLP(config)
+        self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x, positions, cache=None):
-        x = x + self.attention(self.norm_1(x), positions, cache)
-        x = x + self.feed_forward(self.norm_2(x))
+    def forward(self, x):
+        x = x + self.dropout(self.attn(self.ln_1(x)))
+        x = x + self.dropout(self.mlp(self.ln_2(x)))
         return x
 
 
-# Parameters start random. A sum of n random terms has sqrt(n) times their standard deviation, so a
-# matrix with n inputs starts with 1/sqrt(n), which keeps sizes the same. The last matrix of each
-# half of a block starts at 0, so blocks first add nothing (it still learns: its inputs are not 0).
-# lm_head, which makes the logits, starts small, so tokens are about equally likely.
-
+# This is the whole GPT, in the order in which data flows. The residual stream is the line at the
+# left:
+#
+#     embed          (B, T) -> (B, T, C), the token's vector plus the position's vector
+#      |
+#      +---> ln_1 ---> attn ---.         tokens collect from tokens      \
+#     sum <--------------------'                                         |  a block,
+#      +---> ln_2 ---> mlp ----.         each token works by itself      |  n_layer times
+#     sum <--------------------'                                         /
+#      |
+#     ln_f           the last LayerNorm (f for final)
+#     lm_head        (B, T, C) -> (B, T, V), the logits
+#
+# lm_head (the head of a language model, which has nothing to do with attention heads) is a linear
+# layer with a vector for each token of the vocabulary. The logit of a token is the dot product of
+# its vector with what has arrived at the end of the stream: how well do they fit?
 class GPT(nn.Module):
-    """Predicts each token from all tokens before it: `logits, loss = model(idx, targets)`.
-
-    With bias=True and position="learned" it computes what GPT-2 computes (Radford et al. 2019),
-    which also has tie_weights=True: one table for token_embedding and lm_head.
-    """
-
+    """Predicts each token from all tokens so far: `logits, loss = model(idx, targets)`."""
     def __init__(self, config):
         super().__init__()
-        self.config, self.block_size = config, config.block_size    # not of a Block: of tokens
+        self.config, self.block_size = config, config.block_size    # the context; no Block is meant
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        if config.position != "rotary":
-            self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
-            self.position_embedding.weight.requires_grad_(config.position == "learned")
+        self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
         self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
-        self.norm = nn.LayerNorm(config.n_embd, bias=config.bias)
+        self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        if config.tie_weights:
-            self.token_embedding.weight = self.lm_head.weight
         self.init_parameters()
 
-    @torch.no_grad()
     def init_parameters(self):
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=1 / math.sqrt(module.in_features))
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
-        for block in self.blocks:
-            nn.init.zeros_(block.attention.proj.weight)
-            nn.init.zeros_(block.feed_forward[2].weight)
-        for table in (self.lm_head, self.token_embedding):
-            nn.init.normal_(table.weight, std=0.02)
-        if self.config.position != "rotary":
-            self.position_embedding.weight.copy_(0.03 * sinusoids(self.config))     # std 0.02, too
+        """Set the first parameters, where PyTorch's own small random numbers are not the best."""
+        for name, p in self.named_parameters():
+            if name.endswith("embedding.weight"):
+                nn.init.normal_(p, std=0.4)             # 0.4 was found by trying
+            elif name.endswith(("proj.weight", "bias")):
+                nn.init.zeros_(p)                       # so at first, a block adds nothing
 
-    def forward(self, idx, targets=None, cache=None):
-        """idx, targets (B, T) int64 -> logits (B, T, V), and the loss () or None.
+    def embed(self, idx):
+        """What each token is, plus where it stands: (B, T) -> (B, T, C)."""
+        positions = self.position_embedding.weight[:idx.shape[1]]   # the first T rows: (T, C)
+        return self.token_embedding(idx) + positions    # (B, T, C) + (T, C), added to each sequence
 
-        With a cache (chapter 9), idx follows what is in it; only the last logits come: (B, 1, V).
-        """
-        start = 0 if cache is None else cache.length
-        end = start + idx.shape[1]
-        if end > self.block_size:
-            raise ValueError(f"{end} tokens do not fit into block_size={self.block_size}")
-        positions = torch.arange(start, end, device=idx.device)     # (T,)
-        x = self.token_embedding(idx)                               # (B, T) -> (B, T, C)
-        if self.config.position != "rotary":
-            x = x + self.position_embedding.weight[start:end]       # (B, T, C) + (T, C)
-        x = self.dropout(x)
+    def forward(self, idx, targets=None):
+        """Token ids: idx, targets (B, T) -> logits (B, T, V), and the loss () or None."""
+        if idx.shape[1] > self.block_size:
+            raise ValueError(f"{idx.shape[1]} tokens do not fit into block_size={self.block_size}")
+        x = self.dropout(self.embed(idx))               # (B, T) -> (B, T, C)
         for block in self.blocks:
-            x = block(x, positions, cache)
-        if cache is not None:
-            cache.length = end
-            x = x[:, -1:]                                           # (B, T, C) -> (B, 1, C)
-        logits = self.lm_head(self.norm(x))                         # (B, T, C) -> (B, T, V)
-        loss = None if targets is None else next_token_loss(logits, targets)
+            x = block(x)
+        logits = self.lm_head(self.ln_f(x))             # (B, T, C) -> (B, T, V)
+        loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
 
+# An untrained GPT knows nothing. Its loss is even a little above ln(65), because its small random
+# preferences are wrong as often as right:
+# >>> _ = torch.manual_seed(0)                            # now your random numbers are those here
+# >>> model = GPT(Config())
+# >>> x = torch.randint(65, (12, 64))                     # any tokens will do
+# >>> logits, loss = model(x, x)
+# >>> round(loss.item(), 1), round(math.log(65), 1)
+# (4.4, 4.2)
+
+# How large is it? Measured in C^2, a block has 3 in qkv, 1 in attn.proj, and 4 in each layer of the
+# MLP. So three blocks have 3 * 12 * 128^2 = 589,824 parameters, which is nearly all of them:
+# >>> sum(p.numel() for p in model.parameters())          # numel counts the numbers in a tensor
+# 619904
+
 # %% 8. Training
-# Gradient descent: take a batch, compute its loss and the gradient, and move all parameters a
-# little in the direction in which the loss falls. Repeat 3,000 times; with 12 * 64 tokens a step,
-# that is 2.3 times the training text (2.3 epochs). The optimizer decides how far a parameter w with
-# the gradient g moves. Ours is AdamW (Kingma & Ba 2015, Loshchilov & Hutter 2019):
+# Training is gradient descent, as in chapter 4: thousands of steps, each with a new batch. But
+# plain steps are slow, for two reasons. The slopes are noisy, because each comes from one small
+# batch. And they differ in size, so that no learning rate suits all parameters.
 #
-#     m = 0.9 m + 0.1 g             running mean of the gradients, over some 10 steps
-#     s = 0.99 s + 0.01 g^2         running mean of their squares, over some 100
-#     w = w - learning_rate * (m / (sqrt(s) + 1e-8) + weight_decay * w)
+# Adam (Kingma & Ba 2015) has a remedy for both. For each parameter w with the slope g, it keeps a
+# running mean m of the slopes, in which noise cancels out, and a running mean v of their squares.
+# The root of v is the typical size of a slope, and w moves by m measured in this size:
 #
-# (m and s begin at 0, so in step t = 1, 2, ... they are divided by 1 - 0.9^t and 1 - 0.99^t before
-# use.) As m / sqrt(s) is about 1 at most, all parameters learn at a similar pace. Weight decay
-# pulls matrices towards zero, so a number stays large only if the loss needs it. Gradient clipping
-# shortens the gradient, as one long vector, to grad_clip if it is longer: odd batches do less harm.
+#     m = 0.9 m + 0.1 g             over about 10 steps
+#     v = 0.99 v + 0.01 g^2         over about 100 steps
+#     w = w - learning_rate * m / sqrt(v)
+#
+# (Both means begin at 0, so in step t, Adam first divides them by 1 - 0.9^t and 1 - 0.99^t.) If its
+# slopes agree, a parameter moves by about the learning rate, whatever their size; if they
+# contradict each other, it moves less. Try a first step with the slopes 100 and 0.01:
+# >>> w = nn.Parameter(torch.tensor([1.0, 1.0]))
+# >>> adam = torch.optim.AdamW([w], lr=0.1, weight_decay=0.0)
+# >>> (w @ torch.tensor([100.0, 0.01])).backward()
+# >>> adam.step()
+# >>> w.data
+# tensor([0.9000, 0.9000])
 
+# AdamW (Loshchilov & Hutter 2019) adds weight decay: each step also makes the matrices a little
+# smaller, so that their numbers stay large only if the loss needs them.
 def build_optimizer(model, config):
-    """AdamW. Matrices decay; vectors (biases, and the gains of LayerNorms) do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": [p for p in trained if p.dim() >= 2], "weight_decay": config.weight_decay},
-              {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99), fused=True)
+    """AdamW. Matrices and tables decay; the vectors in biases and LayerNorms do not."""
+    groups = [{"params": [p for p in model.parameters() if p.dim() >= 2]},
+              {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=config.weight_decay,
+                             fused=True)                    # fused: the same, faster
 
 
-# The learning-rate schedule: the rate first grows (warm-up), as m and s are still means of few
-# gradients, and then falls to zero: large steps get near a low loss quickly, small ones closer
-# still. The peak, 4e-3, was found by trying; larger models need a lower one.
-
+# The learning rate changes on the way. At first it rises (warm-up), because the means of few slopes
+# are unreliable. Then it falls to 0: large steps come near a low loss quickly, small ones nearer.
 def learning_rate_at(step, config):
-    """The lower of two lines: one grows for warmup_steps, the other falls to zero."""
-    warm_up = (step + 1) / (config.warmup_steps + 1)
-    decay = 1 - step / config.max_steps
-    return config.learning_rate * min(warm_up, decay)
+    """The learning rate in a step; the first is step 0."""
+    peak, warmup = config.learning_rate, config.warmup_steps
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    return peak * max(config.max_steps - step, 0) / max(config.max_steps - warmup, 1)
 
 
+# At the beginning, halfway up, at the peak, halfway down, and at the end:
+# >>> [round(learning_rate_at(step, Config()), 5) for step in (0, 49, 99, 1550, 3000)]
+# [4e-05, 0.002, 0.004, 0.002, 0.0]
+
+# Now and then, an odd batch has enormous slopes, which would spoil m and v for many steps. Gradient
+# clipping takes all slopes as one long vector. Its length is the root of the sum of squares, and if
+# that is more than grad_clip, the vector is shortened.
 def training_step(model, optimizer, data, step, config):
-    """One step of gradient descent. Returns the loss of its batch, a tensor ()."""
+    """One step of gradient descent. Returns the loss of its batch, a float."""
     for group in optimizer.param_groups:
         group["lr"] = learning_rate_at(step, config)
-    torch.manual_seed(2**31 + 1_000_003 * config.seed + step)   # for dropout; not the batch's seed
     x, y = get_batch(data, step, config)
-    use_16_bits = x.is_cuda and torch.cuda.is_bf16_supported(including_emulation=False)
-    with torch.autocast(x.device.type, torch.bfloat16, enabled=use_16_bits):    # faster there
-        _, loss = model(x, y)
-    optimizer.zero_grad()                               # backward adds to p.grad: begin at 0
-    loss.backward()                                     # now each parameter has its p.grad
+    model.train()                                       # trains nothing: it turns dropout on
+    logits, loss = model(x, y)
+    optimizer.zero_grad()                               # backward adds to p.grad, so begin at 0
+    loss.backward()                                     # now each parameter has its slope
     nn.utils.clip_grad_norm_(model.parameters(), config.grad_clip)
-    optimizer.step()                                    # and AdamW moves each
-    return loss.detach()                                # the number only, not its history
+    optimizer.step()                                    # and here it moves
+    return loss.item()
 
 
-# How good is the model now? A few random batches would give a noisy answer. Let it predict all of
-# the validation split, in windows as long as the context (at the start of each it sees little, so
-# this is a bit too strict). The training loss is a mean over the steps since the last evaluation.
-# It can be higher (the model was worse then, and had dropout); it is lower when the model overfits.
-
-@contextlib.contextmanager
+# Outside training, we want no dropout, and nothing needs to be remembered for slopes. Both hold
+# inside `with eval_mode(model):`, and afterwards the model is as before, even after an error.
+@contextmanager
 def eval_mode(model):
-    """Within it, a model works without dropout, and nothing is remembered for gradients."""
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():
             yield
     finally:
         model.train(was_training)
 
 
+# How good is a model? Let it predict the whole validation split, in windows one after the other.
 def evaluate(model, data):
-    """Mean loss, in nats per token, over all tokens of data (N,) except the first -> float."""
-    if len(data) < 2:
-        raise ValueError(f"{len(data)} tokens are too few to evaluate with; use a longer text")
+    """Mean loss over data (N,), a float. The last tokens, which fill no window, are left out."""
     T = model.block_size
-    x, y = data[:-1].long(), data[1:].long()                # (N,) -> two of (N-1,)
-    missing = -len(x) % T                                   # to fill the last window
-    x = F.pad(x, (0, missing)).view(-1, T)                  # (N-1,) -> (windows, T)
-    y = F.pad(y, (0, missing), value=-100).view(-1, T)      # cross_entropy ignores -100
-    rows, total = max(1, 2048 // T), 0.0                    # about 2,048 tokens at once
+    if len(data) <= T:
+        raise ValueError(f"block_size={T} needs a validation text of more than {len(data)} tokens")
+    windows, total = data.unfold(0, T + 1, T), 0.0      # (N,) -> (n, T+1)
     with eval_mode(model):
-        for inputs, targets in zip(x.split(rows), y.split(rows)):
-            _, loss = model(inputs, targets)
-            total += loss.item() * (targets >= 0).sum().item()
-    return total / (len(data) - 1)
+        for some in windows.split(max(1, 2048 // T)):   # all at once would fill the memory
+            logits, loss = model(some[:, :-1].long(), some[:, 1:].long())
+            total += loss.item() * len(some)
+    return total / len(windows)
 
 
-@dataclass
-class TrainState:
-    """The progress of a training run: with the model's parameters, all that is needed to go on."""
-
-    optimizer: torch.optim.Optimizer
-    step: int = 0                                   # steps that have been made
-    loss_sum: float = 0.0                           # over the batches since the last evaluation
-    train_loss: float | None = None                 # after an evaluation: the mean of those losses
-    val_loss: float | None = None                   # after an evaluation: its result
-    history: list = field(default_factory=list)     # a dict for each evaluation
-    best: dict | None = None                        # the parameters with the lowest val_loss so far
-    seconds: float = 0.0                            # spent in steps and evaluations
-
-
-def train(model, train_data, val_data, config, state=None):
-    """Train `model` in place on tokens (N,). A generator: each iteration makes one step.
-
-    It yields its TrainState, so that the caller can print, save or stop between steps. Given the
-    state of an earlier run, and a model with its parameters, it goes on from there. Each step
-    reseeds torch's global random numbers.
-    """
-    state = state or TrainState(build_optimizer(model, config))
-    model.train()                                   # with dropout
-    while state.step < config.max_steps:
-        began = time.perf_counter()
-        state.loss_sum += training_step(model, state.optimizer, train_data, state.step, config)
-        state.step += 1
-        state.train_loss = state.val_loss = None
-        if state.step % config.eval_interval == 0 or state.step == config.max_steps:
-            log_evaluation(state, model, evaluate(model, val_data))
-        state.seconds += time.perf_counter() - began
-        yield state
+# `train` is a generator, so that its caller can print, or do something else, after each evaluation.
+# The training loss is a mean over the steps since the last one, when the model knew less. So it can
+# be higher than the validation loss.
+def train(model, train_data, val_data, config):
+    """Train the model. After each evaluation, yield (step, train_loss, val_loss)."""
+    optimizer, losses = build_optimizer(model, config), []
+    for step in range(1, config.max_steps + 1):
+        losses.append(training_step(model, optimizer, train_data, step - 1, config))
+        if step % config.eval_interval == 0 or step == config.max_steps:
+            yield step, sum(losses) / len(losses), evaluate(model, val_data)
+            losses = []
 
 
-def log_evaluation(state, model, val_loss):
-    """Note the losses, and keep the best parameters: later ones may have overfitted."""
-    steps_before = state.history[-1]["step"] if state.history else 0
-    state.train_loss = float(state.loss_sum) / (state.step - steps_before)
-    state.val_loss, state.loss_sum = val_loss, 0.0
-    if state.best is None or val_loss < min(row["val_loss"] for row in state.history):
-        state.best = {name: p.clone() for name, p in model.state_dict().items()}
-    state.history.append({"step": state.step, "train_loss": state.train_loss, "val_loss": val_loss,
-                          "learning_rate": state.optimizer.param_groups[0]["lr"]})
-
+# Remember "hello " from chapter 1. After an l, a bigram model has to choose between l and o, which
+# costs ln(2). Two of six characters are an l, so its loss is at least 2/6 ln(2) = 0.23. A tiny GPT
+# looks further back, and has to guess only where a window begins with an l:
+# >>> tiny = Config(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=16, max_steps=300)
+# >>> data = encode_text("hello " * 100, tokenizer)
+# >>> bigram, gpt = BigramLanguageModel(5), GPT(tiny)
+# >>> faster = replace(tiny, learning_rate=0.1, weight_decay=0.0)         # a changed copy
+# >>> [(step, round(val_loss, 2)) for step, _, val_loss in train(bigram, data, data, faster)]
+# [(300, 0.24)]
+# >>> [(step, round(val_loss, 2)) for step, _, val_loss in train(gpt, data, data, tiny)]
+# [(300, 0.04)]
 
 # %% 9. Sampling
-# The model gives probabilities; a text needs decisions. The plain way: show the model as much of
-# the text as fits into the context, draw the next token, append it, and repeat. The model predicts
-# at all positions, as in training; only the last prediction is needed.
+# The model gives probabilities; a text needs decisions. Always taking the likeliest token makes a
+# dull text that repeats itself. Drawing with the probabilities as they are sometimes picks a token
+# that spoils the text. Three settings lie between:
+#
+#     temperature     divide the logits by it: below 1 favors likely tokens, above 1 unlikely ones
+#     top_k           draw only from the k likeliest tokens
+#     top_p           draw only from the fewest tokens that together have at least the probability p
+def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
+    """The probabilities to draw the next token with: logits (B, V) -> (B, V)."""
+    if temperature == 0:                                            # only the likeliest token
+        temperature, top_k = 1.0, 1
+    probs = F.softmax(logits.float() / temperature, dim=-1)         # dim=-1: along each row
+    if top_k is None and top_p is None:
+        return probs
+    probs, tokens = probs.sort(dim=-1, descending=True)             # likeliest first, and their ids
+    if top_k is not None:
+        probs[:, max(top_k, 1):] = 0
+        probs = probs / probs.sum(dim=-1, keepdim=True)             # so that they sum to 1 again
+    if top_p is not None:
+        likelier = probs.cumsum(dim=-1) - probs                     # the sum of all before this one
+        probs[:, 1:][likelier[:, 1:] >= top_p] = 0                  # the likeliest always stays
+        probs = probs / probs.sum(dim=-1, keepdim=True)
+    return torch.zeros_like(probs).scatter(-1, tokens, probs)       # each to the place of its token
 
-@torch.no_grad()                                                    # nothing is kept for gradients
-def generate_plainly(model, idx, max_new_tokens):
-    """Continue idx (B, T) -> (B, T + max_new_tokens)."""
-    for _ in range(max_new_tokens):
-        logits, _ = model(idx[:, -model.block_size:])               # (B, T) -> (B, T, V)
-        probs = F.softmax(logits[:, -1], dim=-1)                    # (B, T, V) -> (B, V)
-        token = torch.multinomial(probs, num_samples=1)             # draw one: (B, V) -> (B, 1)
-        idx = torch.cat((idx, token), dim=1)                        # (B, T), (B, 1) -> (B, T+1)
+
+# With the logits of chapter 4 and a temperature of 0.5. Then the two likeliest tokens, and the
+# fewest that together have at least half the probability (the likeliest alone has 0.59):
+# >>> logits = torch.tensor([[2.0, 1.0, 0.0, 0.0, -1.0]])
+# >>> next_token_probabilities(logits, temperature=0.5)
+# tensor([[0.8515, 0.1152, 0.0156, 0.0156, 0.0021]])
+# >>> next_token_probabilities(logits, top_k=2)
+# tensor([[0.7311, 0.2689, 0.0000, 0.0000, 0.0000]])
+# >>> next_token_probabilities(logits, top_p=0.5)
+# tensor([[1., 0., 0., 0., 0.]])
+
+# To write, the model predicts at all positions, as in training. But what follows the earlier tokens
+# is known, so only the prediction at the last position is used.
+def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """Continue idx (B, T), which is not empty, with any model -> (B, T + max_new_tokens).
+
+    generator: a torch.Generator to draw with. One thread a model, because this switches its mode.
+    """
+    if idx.shape[1] == 0:
+        raise ValueError("there must be at least one token to continue")
+    with eval_mode(model):
+        for _ in range(max_new_tokens):
+            logits, loss = model(idx[:, -model.block_size:])        # as many tokens as it can see
+            probs = next_token_probabilities(logits[:, -1], temperature, top_k, top_p)
+            token = torch.multinomial(probs, 1, generator=generator)        # draw one: (B, 1)
+            idx = torch.cat((idx, token), dim=1)                    # (B, T), (B, 1) -> (B, T+1)
     return idx
 
 
-# Always taking the likeliest token (greedy) makes a dull text that soon repeats itself. Drawing
-# with the probabilities as they are sometimes picks one that spoils it. Sampling parameters help:
-#
-#     temperature     divides the logits: below 1 favors the likely, above 1 makes all more alike
-#     top_k           draw only from the k likeliest tokens
-#     top_p           draw only from the likeliest tokens, as few as together have probability p
-#                     (nucleus sampling; Holtzman et al. 2020)
-#
-# What the trained GPT makes of "First", greedily and at temperatures 0.8 and 1.3 (/ is a new line):
-#
-#     First Citizen:/And the stand of the stand of the stand of the state,/And the sta
-#     First Camillo;/Meantimation her the king all would not call thee,/But stood a mi
-#     First Caw;/Why repetitus leave at enough all hoster.'/DUKE VINV:/I am smotivatio
-
-def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
-    """The probabilities to draw the next token with: logits (B, V) -> (B, V), each row sums to 1.
-
-    Applied in this order: temperature (0 is greedy), top_k, top_p. ValueError if out of range.
-    """
-    if not (temperature == 0 or 1e-30 <= temperature < math.inf):
-        raise ValueError(f"temperature must be 0, or at least 1e-30 and finite, not {temperature}")
-    if not (top_k is None or top_k >= 1) or not (top_p is None or 0 < top_p <= 1):
-        raise ValueError(f"top_k must be at least 1, not {top_k}; top_p in (0, 1], not {top_p}")
-    if temperature == 0:
-        temperature, top_k = 1.0, 1
-    logits = logits - logits.amax(dim=-1, keepdim=True)     # changes nothing, but avoids overflow
-    probs = F.softmax(logits / temperature, dim=-1)
-    if top_k is None and top_p is None:
-        return probs
-    probs, tokens = probs.sort(dim=-1, descending=True)     # the likeliest first, and their ids
-    if top_k is not None:
-        probs[:, top_k:] = 0
-        probs = probs / probs.sum(dim=-1, keepdim=True)
-    if top_p is not None:
-        likelier = probs.cumsum(dim=-1) - probs             # the total of all before this one
-        probs[:, 1:][likelier[:, 1:] >= top_p] = 0          # but keep the likeliest
-        probs = probs / probs.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(probs).scatter(-1, tokens, probs)       # each back in its place
-
-
-# The plain way computes the whole context again for each token. There is no need: a token sees
-# nothing of what comes after it, so its keys and values never change, and its query is not asked
-# again. A KV cache keeps keys and values; only the newest token has to be computed. As long as the
-# text fits into the context, the result is the same (up to rounding).
-
-class KVCache:
-    """The keys and values of the tokens so far, for each attention layer."""
-
-    def __init__(self, block_size):
-        self.block_size, self.length, self.layers = block_size, 0, {}
-
-    def add(self, layer, k, v):
-        """Append k, v (B, nh, T, hs) -> two of (B, nh, end, hs). GPT.forward sets self.length."""
-        B, nh, T, hs = k.shape
-        if self.length == 0:
-            self.layers[layer] = k.new_empty(2, B, nh, self.block_size, hs)     # room for all
-        elif T > 1:                             # several new tokens would need a mask
-            raise ValueError(f"a filled cache takes one token at a time, not {T}")
-        kept, end = self.layers[layer], self.length + T
-        kept[0, :, :, self.length:end], kept[1, :, :, self.length:end] = k, v
-        return kept[0, :, :, :end], kept[1, :, :, :end]
-
-
-# When the text outgrows the context, the plain way drops its oldest token at each step. But then
-# all others move by one position, and the cache holds keys and values of their old positions. So
-# when the window is full, we drop half of it at once, and read the rest into a new cache.
-
-def stream(model, idx, max_new_tokens, use_cache=True, generator=None, **sampling):
-    """Yield each new token (B, 1) as soon as it is drawn. To be used in eval_mode."""
-    T, use_cache = model.block_size, use_cache and isinstance(model, GPT)   # a bigram needs none
-    window, cache = idx[:, -T:], KVCache(T)
-    for _ in range(max_new_tokens):
-        if window.shape[1] > T:                 # keep the newer half, and the newest token
-            window, cache = window[:, -(T // 2) - 1:], KVCache(T)
-        if use_cache:                           # read all of the window, or the newest token
-            logits, _ = model(window[:, cache.length:], cache=cache)    # (B, T) -> (B, 1, V)
-        else:
-            logits, _ = model(window)                                   # (B, T) -> (B, T, V)
-        probs = next_token_probabilities(logits[:, -1], **sampling)     # -> (B, V)
-        token = torch.multinomial(probs, 1, generator=generator)        # (B, V) -> (B, 1)
-        window = torch.cat((window, token), dim=1)                      # -> (B, T+1)
-        yield token
-
-
-def generate(model, idx, max_new_tokens, *, temperature=1.0, top_k=None, top_p=None, use_cache=True,
-             generator=None):
-    """Continue idx (B, T) int64 with tokens drawn from the model -> (B, T + max_new_tokens).
-
-    temperature, top_k, top_p: see above. use_cache: False computes each window anew; the
-    text is the same. generator: a torch.Generator to draw with. The model's mode is restored.
-    """
-    with eval_mode(model):
-        tokens = list(stream(model, idx, max_new_tokens, use_cache, generator,
-                             temperature=temperature, top_k=top_k, top_p=top_p))
-    return torch.cat((idx, *tokens), dim=1)                 # (B, T), many (B, 1) -> (B, T + new)
-
-
-# %% 10. The run
-# First come helpers for saving, printing and completing texts, then `run`, the whole story.
-
-FORMAT, LARGEST_BIGRAM = "gpt.py checkpoint 4", 2048
-BIGRAM_TRAINING = {"block_size": 1, "batch_size": 2048, "max_steps": 500, "eval_interval": 500,
-                   "learning_rate": 0.2, "warmup_steps": 0, "weight_decay": 0.0}
-
-
-def save_checkpoint(name, text, model, tokenizer, state):
-    """Write data/NAME.pt: all that is needed to sample from the model, or to train it further."""
-    state = {**vars(state), "loss_sum": float(state.loss_sum),
-             "optimizer": state.optimizer.state_dict()["state"]}            # m and s of AdamW
-    content = {"format": FORMAT, "config": asdict(model.config), "vocabulary": tokenizer.vocabulary,
-               "text_sha256": hash_of(text), "parameters": model.state_dict(), "state": state}
-    with atomic_write(DATA / f"{name}.pt") as file:
-        torch.save(content, file)
-
-
-def count_parameters(model):
-    return sum(p.numel() for p in model.parameters() if p.requires_grad)
-
-
-def heading(title):
-    print(f"\n{title}\n{'-' * len(title)}")
-
-
-def escape_control(text):
-    """The text, with control characters (a terminal would obey them) written as in Python."""
-    return "".join(c if c.isprintable() or c in "\n\t" or category(c) == "Zs" else repr(c)[1:-1]
-                   for c in text)
-
-
-def fit(text, columns):
-    """The text, padded or cut to these columns of a terminal; wide characters take two of them."""
-    widths = [0 if category(c) in ("Mn", "Me") else 1 + (east_asian_width(c) in "WF") for c in text]
-    while sum(widths) > columns:
-        widths.pop()
-    return text[:len(widths)] + " " * (columns - sum(widths))
-
-
-def complete(model, tokenizer, prompt, max_new_tokens, seed, **sampling):
-    """`prompt` and what the model writes after it, a str."""
-    idx = torch.tensor([tokenizer.encode(prompt)])                          # (1, T)
-    generator = torch.Generator().manual_seed(seed)
-    idx = generate(model, idx, max_new_tokens, generator=generator, **sampling)
+def complete(model, tokenizer, prompt, max_new_tokens, seed=0, temperature=0.8):
+    """The prompt, and what the model writes after it: a str."""
+    idx = torch.tensor([tokenizer.encode(prompt)])                  # (1, T)
+    draw = torch.Generator().manual_seed(seed)                      # a source of random numbers
+    idx = generate(model, idx, max_new_tokens, temperature, generator=draw)
     return tokenizer.decode(idx[0].tolist())
 
 
-def held_out_lines(text):
-    """At most twenty validation lines, cut to 37 characters so that two fit side by side."""
-    lines = [line[:37] for line in split(text)[1].split("\n") if line]
-    lines = [line for line in lines if len(line) >= 24] or lines
-    return lines[::max(1, len(lines) // 20)][:20]
+# The tiny GPT of chapter 8 has learned its text:
+# >>> complete(gpt, tokenizer, "he", 12)
+# 'hello hello he'
+
+# Here, each new token costs a pass over all tokens before it. Much of this could be saved: because
+# of the causal mask, nothing that comes later changes a token, so its keys and values stay the same
+# as long as the text fits into the context. A KV cache keeps them (see the appendix).
+
+# %% 10. The run
+# Here is all of it in order. A bigram model looks at single tokens, so a batch can have many of
+# them, and its table can take large steps:
+def bigram_config(config):
+    return replace(config, block_size=1, batch_size=2048, max_steps=min(500, config.max_steps),
+                   eval_interval=500, learning_rate=0.2, weight_decay=0.0)
 
 
-def finish_lines(model, tokenizer, lines, seed):
-    """The lines as the model finishes them, given 12 characters (or half of a short line)."""
-    beginnings = [line[:min(12, (len(line) + 1) // 2)] for line in lines]
-    texts = [complete(model, tokenizer, beginning, 37 - len(beginning), seed + i, temperature=0.8)
-             for i, beginning in enumerate(beginnings)]
-    return [text.split("\n")[0][:37] for text in texts]
+# At the end, both models finish lines that neither has seen, given the first 12 characters.
+def finish_lines(model, tokenizer, val_text):
+    """At most twenty lines of val_text, as the model finishes them: a list of str."""
+    lines = [line for line in val_text.split("\n") if line]
+    lines = [line for line in lines if len(line) > 24] or lines     # long ones, if there are any
+    prompts = [line[:min(12, len(line) // 2 + 1)] for line in lines[:20]]
+    return [complete(model, tokenizer, prompt, 25, seed=i).split("\n")[0][:37]
+            for i, prompt in enumerate(prompts)]
 
 
-def write_lines(name, lines):
-    with atomic_write(DATA / name) as file:
-        file.write("".join(line + "\n" for line in lines).encode(errors="replace"))
-
-
-def prepare_data(text, tokenizer):
-    """Chapters 1 to 3: show a text and its tokens -> the tokens of its two splits, both (N,)."""
-    heading("1. Text")
-    print(f"{len(text):,} characters. They begin:\n\n{escape_control(text[:130])}")
-    heading("2. Tokens")
-    print(f"{tokenizer.vocab_size:,} different tokens. {text[:12]!r} becomes\n"
-          f"{tokenizer.encode(text[:12])}")
-    heading("3. Batches")
-    train_data, val_data = (encode_text(part, tokenizer) for part in split(text))
-    print(f"{len(train_data):,} tokens to train on, {len(val_data):,} to validate on")
-    return train_data, val_data
-
-
-def run(name, text, config, tokenizer=None, train_gpt=train):
-    """Train a bigram model and a GPT on `text`, compare them, and save the results in data/.
-
-    train_gpt: `train`, or a replacement with the same arguments and states (see LongRun below).
-    Returns bigram (None if left out), GPT with its best parameters, tokenizer, and TrainState.
-    """
-    tokenizer = tokenizer or build_char_tokenizer(text)
+# The last three arguments of `run` are there for you: other tokens, a model of your own, or another
+# way to train it. (The appendix uses all three.)
+def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
+    """Train a bigram model and a GPT, and let both write. Returns both, and the tokenizer."""
+    tokenizer = tokenizer or CharTokenizer(text)
     config = replace(config, vocab_size=tokenizer.vocab_size)
-    train_data, val_data = prepare_data(text, tokenizer)
-    models, states = {}, {}
+    train_text, val_text = train_val_split(text)
+    train_data, val_data = encode_text(train_text, tokenizer), encode_text(val_text, tokenizer)
+    print(f"{config.vocab_size} different tokens, {len(train_data):,} to train on, "
+          f"{len(val_data):,} to validate on")
 
-    heading("4. Bigram")
-    if config.vocab_size <= LARGEST_BIGRAM:                 # its table has the square of that
-        models["bigram"] = bigram = BigramLanguageModel(config.vocab_size)
-        for state in train(bigram, train_data, val_data, replace(config, **BIGRAM_TRAINING)):
-            states["bigram"] = state
-        print(f"val {math.log(config.vocab_size):.4f} at first, {state.val_loss:.4f} at the end")
+    bigram = BigramLanguageModel(config.vocab_size)
+    for step, train_loss, val_loss in train(bigram, train_data, val_data, bigram_config(config)):
+        print(f"bigram  step {step:>4}  train {train_loss:.3f}  val {val_loss:.3f}")
 
-    heading("5 to 8. GPT")
-    torch.manual_seed(config.seed)                          # for the first parameters
-    models["GPT"] = model = GPT(config)
-    print(f"{count_parameters(model):,} parameters")
-    for state in train_gpt(model, train_data, val_data, config):
-        if state.val_loss is not None:
-            print(f"step {state.step}  train {state.train_loss:.4f}  val {state.val_loss:.4f}")
-    states["GPT"] = state
-    save_checkpoint(name, text, model, tokenizer, state)    # with the last and the best parameters
-    model.load_state_dict(state.best)
+    torch.manual_seed(config.seed)                          # decides the first parameters
+    gpt = make_gpt(config)
+    for step, train_loss, val_loss in train_gpt(gpt, train_data, val_data, config):
+        print(f"gpt     step {step:>4}  train {train_loss:.3f}  val {val_loss:.3f}")
 
-    heading("9. Sampling")
-    prompt = "\n" if "\n" in text else text[0]
-    print(escape_control(complete(model, tokenizer, prompt, 400, config.seed, temperature=0.8)))
+    finished = []
+    DATA.mkdir(exist_ok=True)
+    for kind, model in (("bigram", bigram), ("gpt", gpt)):
+        loss = evaluate(model.eval(), val_data)
+        print(f"\n{kind}: loss {loss:.3f}, perplexity {math.exp(loss):.1f}. It writes:\n")
+        print(complete(model, tokenizer, text[0], 400))
+        finished.append(finish_lines(model, tokenizer, val_text))
+        content = "".join(line + "\n" for line in finished[-1])
+        (DATA / f"{name}-{kind}.txt").write_text(content, encoding="utf-8")
 
-    heading("10. The run")
-    print(f"Lines of the held-out text, finished by {' (left) and '.join(models)}:\n")
-    lines = {"text": held_out_lines(text)}
-    for who, m in models.items():
-        lines[who] = finish_lines(m, tokenizer, lines["text"], config.seed)
-    for row in zip(*map(lines.get, models)):
-        print(" | ".join(fit(escape_control(line.expandtabs(1)), 37) for line in row).rstrip())
-    print("\nmodel     parameters  val_loss  bits/char  perplexity  seconds")
-    for who, m in models.items():
-        loss = min(row["val_loss"] for row in states[who].history)
-        bits = loss / math.log(2) * len(val_data) / len(split(text)[1])         # per character
-        print(f"{who:<8}{count_parameters(m):>12,}{loss:>10.4f}{bits:>11.4f}"
-              f"{math.exp(min(loss, 20)):>12.2f}{states[who].seconds:>9.1f}")
-    for who in lines:
-        write_lines(f"{name}-{who.lower()}.txt", lines[who])
-    print(f"\nCompare:  diff -y -W 79 {DATA}/{name}-{'bigram' if len(models) > 1 else 'text'}.txt "
-          f"{DATA}/{name}-gpt.txt")
-    return models.get("bigram"), model, tokenizer, state
+    print("\nBoth finish lines that they have never seen (left: bigram, right: gpt):\n")
+    for left, right in zip(*finished):
+        print(f"{left:<37} | {right}")
+    print(f'\nTo compare:  diff -y -W 79 "{DATA}/{name}-bigram.txt" "{DATA}/{name}-gpt.txt"')
+    return bigram, gpt, tokenizer
 
 
-# With these ten chapters, the loss on Tiny Shakespeare is 1.68; `python gpt.py` starts from better
-# parameters (a head start, see the appendix) and reaches 1.59. The bigram has 2.49.
+# This is what it printed on 2026-11-28, with some lines left out:
 #
-# From here to ChatGPT, the architecture stays nearly the same; all else grows (memory: in 16 bits):
+#     65 different tokens, 1,003,854 to train on, 111,540 to validate on
+#     bigram  step  500  train 2.567  val 2.492
+#     gpt     step  500  train 2.306  val 2.054
+#     gpt     step 1500  train 1.696  val 1.832
+#     gpt     step 3000  train 1.476  val 1.644
 #
-#              parameters  layers  heads   width  context     tokens read   memory
-#     ours    0.6 million       3      4     128       64       2 million   1.2 MB
-#     GPT-2   1.5 billion      48     25   1,600    1,024  (40 GB of text)    3 GB
-#     GPT-3   175 billion      96     96  12,288    2,048     300 billion   350 GB
+#     gpt: loss 1.644, perplexity 5.2. It writes:
 #
-# Such a model continues texts. An assistant is trained further: on conversations that people wrote,
-# and then to make likelier the answers that people preferred (Ouyang et al. 2022, 2203.02155).
+#     LADY ANNE:
+#     I'll is head, do the brother dead news of my prayers.
 #
-# To read: "Attention is all you need" (arXiv 1706.03762), GPT-2 (Radford et al. 2019), GPT-3
-# (2005.14165), RoPE (2104.09864), AdamW (1711.05101), nucleus sampling (1904.09751). This file
-# builds on Karpathy's "Let's build GPT" (ng-video-lecture), nanoGPT and minbpe, and Mody's picoGPT.
+#     First Watchmen:
+#     Not I come do being in this me stop,
+#     As to bebe your post so staym means..
+#
+#     LUCIO:
+#     I am do lie, I'll be go of some in my rage.
+#
+#     Both finish lines that they have never seen (left: bigram, right: gpt):
+#
+#     I have a dautiggr t APur              | I have a daughts?
+#     You are too he h n, thearoris s I I l | You are too me hence than blood still
+#     You wrong mesthatande malshas.        | You wrong me, for I had with our hear
+#     I am a gentllto's matocos:            | I am a gentle o'er thou shall on the
+#     That, hearind tht the ou hen and osou | That, hearing that we of her bend so
+#     Her affabilis thithaut                | Her affabilish patient
+#
+# The bigram model has learned which letters follow each other, and hardly a word. The GPT writes
+# words, names and verses. They make no sense yet; that takes a larger model and more text.
+#
+# Now it is yours. These lines train it, and then ask what it expects after ROME:
+# >>> bigram, gpt, tokenizer = run("shakespeare", load_shakespeare(), Config())
+# >>> logits, loss = gpt(torch.tensor([tokenizer.encode("ROME")]))
+# >>> probs, ids = logits[0, -1].softmax(-1).topk(5)              # the five likeliest
+# >>> [(tokenizer.decode([i]), round(p, 3)) for p, i in zip(probs.tolist(), ids.tolist())]
+# [('O', 0.987), ('R', 0.005), ('N', 0.004), ('Y', 0.002), ('T', 0.0)]
+# >>> print(complete(gpt, tokenizer, "ROMEO:", 200))              # it writes whatever you begin
+
+# From here to ChatGPT, the architecture stays nearly the same, and everything else grows:
+#
+#              parameters   layers   heads    width   context     tokens read
+#     ours    0.6 million        3       4      128        64       2 million
+#     GPT-2   1.5 billion       48      25    1,600     1,024  (40 GB of text)
+#     GPT-3   175 billion       96      96   12,288     2,048     300 billion
+#
+# This training on plain text is called pre-training. It makes a model that continues texts. To
+# become an assistant, the model is trained further: on conversations that people wrote, and then to
+# prefer the answers that people preferred (Ouyang et al. 2022).
+#
+# This file owes much to Andrej Karpathy's lecture "Let's build GPT" and his nanoGPT, and to Jay
+# Mody's picoGPT.
+
+
+# %% Appendix
+# You know now how a GPT works. What follows is for those who use this file: each section can be
+# read by itself, and plugs into the story from outside.
+
+import argparse
+import copy
+import functools
+import inspect
+import json
+import operator
+import os
+import re
+import shlex
+import sys
+import time
+from collections import Counter, defaultdict
+from contextlib import nullcontext, redirect_stdout
+from dataclasses import asdict, fields
+from itertools import pairwise
+from types import SimpleNamespace
+from unicodedata import category
+
+
+class UserError(ValueError):
+    """What somebody gave cannot work. The command line says it in one line, without a traceback."""
+
+
+def check(holds, message):
+    if not holds:
+        raise UserError(message)
+
+
+def check_range(name, value, low, below=2**32):
+    check(low <= value < below, f"{name} must be at least {low} and below {below}, not {value}")
+
+
+# %% Appendix: Faster sampling
+# `generate` computes all tokens again for each new one. But no token is changed by what comes after
+# it. So its keys and values can be kept, and only the newest token has to pass through the model.
+
+class KVCache:
+    """The keys and values of the tokens that a GPT has read, for each of its blocks."""
+
+    def __init__(self, model):
+        self.length, self.room, self.kept = 0, model.block_size, {}
+
+    def update(self, block, k, v):
+        """Append k, v (B, nh, new, hs) -> all keys and all values so far, two of (B, nh, T, hs)."""
+        B, nh, new, hs = k.shape
+        if block not in self.kept:
+            self.kept[block] = k.new_empty(2, B, nh, self.room, hs)
+        kept, end = self.kept[block], self.length + new
+        kept[0, :, :, self.length:end], kept[1, :, :, self.length:end] = k, v
+        return kept[:, :, :, :end]
+
+
+def last_logits(model, idx, cache):
+    """Those of model(idx) at the last position: (B, T) -> (B, V). The cache has what was read."""
+    start = cache.length
+    x = model.embed(idx)[:, start:]                     # (B, T, C) -> (B, new, C)
+    for block in model.blocks:
+        q, k, v = block.attn.qkv(block.ln_1(x)).chunk(3, dim=-1)
+        q, k, v = (split_heads(z, block.attn.n_head) for z in (q, k, v))        # (B, nh, new, hs)
+        if isinstance(block.attn, RotaryAttention):     # see the next section; keys are kept turned
+            q, k = block.attn.turn(q, start), block.attn.turn(k, start)
+        k, v = cache.update(block, k, v)                # (B, nh, new, hs) -> (B, nh, T, hs)
+        y = F.scaled_dot_product_attention(q, k, v, is_causal=start == 0)       # one token sees all
+        x = x + block.attn.proj(y.transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.ln_2(x))
+    cache.length = idx.shape[1]
+    return model.lm_head(model.ln_f(x[:, -1]))          # (B, new, C) -> (B, C) -> (B, V)
+
+
+# When the text outgrows the context, `generate` drops its oldest token at each step. But then all
+# others move by one position, and what was kept is of no use. So when the context is full, the
+# newer half is read into a new cache.
+
+def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
+    """Yield each new token (B, 1) as soon as it is drawn. To be used in eval_mode."""
+    check(type(model) in POSITIONS.values(), f"no cache for a {type(model).__name__}; use generate")
+    check(idx.shape[1] > 0, "there must be at least one token to continue")
+    check(temperature == 0 or 1e-3 <= temperature < math.inf,
+          f"temperature must be 0 or at least 0.001, not {temperature}")
+    check(top_k is None or top_k >= 1, f"top_k must be at least 1, not {top_k}")
+    check(top_p is None or 0 < top_p <= 1, f"top_p must be above 0 and at most 1, not {top_p}")
+    T, window, cache = model.block_size, idx[:, -model.block_size:], KVCache(model)
+    for _ in range(max_new_tokens):
+        if window.shape[1] > T:                         # the newer half, and the newest token
+            window, cache = window[:, -(T // 2) - 1:], KVCache(model)
+        logits = last_logits(model, window, cache)
+        probs = next_token_probabilities(logits, temperature, top_k, top_p)
+        token = torch.multinomial(probs, 1, generator=generator)                # (B, V) -> (B, 1)
+        window = torch.cat((window, token), dim=1)
+        yield token
+
+
+def generate_cached(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None,
+                    generator=None):
+    """The same as `generate`, faster, for a GPT. UserError for settings that make no sense.
+
+    The tokens are the same as long as the text fits into the context. One thread a model.
+    """
+    with eval_mode(model):
+        new = list(stream(model, idx, max_new_tokens, temperature, top_k, top_p, generator))
+    return torch.cat((idx, *new), dim=1)                # (B, T), many (B, 1) -> (B, T + new)
+
+
+# %% Appendix: Other positions
+# Picture clocks, whose hands turn with each token: the fastest by 1 radian, the slowest once around
+# in 10 * block_size tokens. Together, the hands show the position. There are two ways to use them:
+#
+#     sinusoidal  instead of learned rows, add the sines and cosines (Vaswani et al. 2017)
+#     rotary      add nothing. Turn each pair of numbers in queries and keys like the hands of a
+#                 clock. If both turn alike, the dot product stays: only the distance between two
+#                 tokens counts (RoPE; Su et al. 2021, arXiv 2104.09864)
+#
+# (The published frequencies are 10000^(-2i/d). Ours fit the context, so that in a short one, even
+# the slowest clock visibly moves.)
+
+def clock_angles(positions, n_clocks, block_size):
+    """The angle of each clock in radians, the fastest first: (T,) -> (T, n_clocks)."""
+    slowest = 2 * math.pi / (10 * block_size)           # radians for each token
+    return positions[:, None] * slowest ** torch.linspace(0, 1, n_clocks, device="cpu")
+
+
+def sinusoids(config):
+    """The sines and cosines of C / 2 clocks at each position of the context: (block_size, C)."""
+    positions = torch.arange(config.block_size, device="cpu")       # here, even if models are built
+    angles = clock_angles(positions, config.n_embd // 2, config.block_size)     # on "meta" (below)
+    return torch.cat((angles.sin(), angles.cos()), dim=1)
+
+
+def rotate(x, cos, sin):
+    """Turn the n pairs in x (..., T, 2n) by angles with these cosines and sines (T, n)."""
+    a, b = x.chunk(2, dim=-1)                           # two of (..., T, n)
+    return torch.cat((a * cos - b * sin, a * sin + b * cos), dim=-1)
+
+
+class SinusoidalGPT(GPT):
+    """A GPT whose vectors of positions are fixed."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        del self.position_embedding
+        self.register_buffer("waves", 0.3 * sinusoids(config), persistent=False)    # 0.3: by trying
+
+    def embed(self, idx):
+        return self.token_embedding(idx) + self.waves[:idx.shape[1]]
+
+
+class RotaryAttention(CausalSelfAttention):
+    """Attention in which queries and keys are turned."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        positions = torch.arange(config.block_size, device="cpu")
+        n_clocks = config.n_embd // config.n_head // 2
+        angles = clock_angles(positions, n_clocks, config.block_size)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def turn(self, x, start=0):
+        """Turn x (B, nh, T, hs), which stands at the positions start, start + 1, ..."""
+        cos, sin = (z[start:start + x.shape[-2]].to(x.dtype) for z in (self.cos, self.sin))
+        return rotate(x, cos, sin)
+
+    def attend(self, q, k, v):
+        return super().attend(self.turn(q), self.turn(k), v)
+
+
+class RotaryGPT(GPT):
+    """A GPT without a table of positions."""
+
+    def __init__(self, config):
+        super().__init__(config)
+        del self.position_embedding
+        for block in self.blocks:
+            block.attn = RotaryAttention(config)
+        self.init_parameters()
+
+    def embed(self, idx):
+        return self.token_embedding(idx)
+
+
+POSITIONS = {"learned": GPT, "sinusoidal": SinusoidalGPT, "rotary": RotaryGPT}
+
+
+# %% Appendix: A head start
+# HEADSTART
+# Two findings can be given to the model from the start. Channels of their own: tokens write to the
+# last quarter of the residual stream, and lm_head reads the other three. So tokens do not blur the
+# positions, and lm_head can begin at full size. Looking back: the heads of the first block look 1
+# to n_head tokens back, by the clocks above: keys show their hands, and queries turn them back.
+
+@torch.no_grad()
+def head_start(model):
+    """Change the first parameters of a GPT as described above."""
+    config, qkv = model.config, model.blocks[0].attn.qkv
+    C, nh, n = config.n_embd, config.n_head, config.n_embd // config.n_head // 2
+    for name, p in model.named_parameters():
+        if name.endswith(("qkv.weight", "fc.weight")):
+            nn.init.normal_(p, std=1 / math.sqrt(C))
+    quarter = max(1, C // 4)
+    tokens, logits = model.token_embedding.weight, model.lm_head.weight
+    nn.init.normal_(tokens, std=1.0)[:, :-quarter] = 0
+    nn.init.normal_(logits, std=1 / math.sqrt(C))[:, -quarter:] = 0
+    if isinstance(model, RotaryGPT):                    # constants, which attention turns: biases
+        heads = qkv.bias.view(3, nh, -1, 1)             # (3C,) -> (3, nh, hs, 1)
+        qkv.weight[:2 * C] = 0
+        keys = torch.tensor([[1.0] * n + [0.0] * n])    # (1, 2n), all hands at 0
+    else:                                               # what was added: sines, then cosines
+        heads = qkv.weight.view(3, nh, -1, C)           # (3C, C) -> (3, nh, hs, C)
+        keys = torch.eye(C).roll(C // 2, dims=1)        # (C, C): cosines, then sines
+        if hasattr(model, "position_embedding"):
+            model.position_embedding.weight.copy_(0.3 * sinusoids(config))
+    half = keys.shape[1] // 2
+    fastest = [*range(n), *range(half, half + n)]       # as many clocks as a head has room for
+    for h in range(nh):
+        angles = clock_angles(torch.tensor([-1.0 - h]), half, config.block_size)
+        queries = rotate(keys, angles.cos(), angles.sin())      # the shape of keys
+        heads[0, h, :2 * n] = 6 * queries.T[fastest]            # 6 is large enough
+        heads[1, h, :2 * n] = 6 * keys.T[fastest]
+
+
+@dataclass(frozen=True)
+class Options(Config):
+    """The hyperparameters of the story, and what the appendix adds to them."""
+    position: str = "learned"       # how tokens know their place: learned, sinusoidal, rotary
+    head_start: bool = False        # better first parameters, as the appendix describes
+    dtype: str = "float32"          # bfloat16 computes with 16 bits: faster on some processors
+
+
+def build_gpt(options):
+    """The untrained GPT that the options describe."""
+    model = POSITIONS[options.position](options)
+    if options.head_start:
+        head_start(model)
+    return model
+
+
+def check_options(config):
+    """A Config as Options of plain Python numbers. UserError if it cannot be trained with them."""
+    values = {}
+    for field in fields(Options):
+        name, kind, value = field.name, field.type, getattr(config, field.name, field.default)
+        try:
+            check(isinstance(value, str) == (kind is str), "")
+            value = {int: operator.index, float: float}.get(kind, kind)(value)
+        except (TypeError, ValueError, RuntimeError):
+            raise UserError(f"{name} must be {kind.__name__}, not {value!r}") from None
+        if kind in (int, float):
+            zero = name in ("dropout", "weight_decay", "warmup_steps", "seed")
+            check_range(name, value, 0 if zero else 1 if kind is int else 1e-12,
+                        1 if name == "dropout" else 2**32)
+        values[name] = value
+    options = Options(**values)
+    C, nh, position = options.n_embd, options.n_head, options.position
+    check(position in POSITIONS, f"position must be {', '.join(POSITIONS)}, not {position!r}")
+    check(options.dtype in ("float32", "bfloat16"),
+          f"dtype must be float32 or bfloat16, not {options.dtype!r}")
+    check(C % nh == 0, f"n_embd={C} must be a multiple of n_head={nh}")
+    pairs = {"rotary": C // nh, "sinusoidal": C}.get(position, C if options.head_start else 0)
+    check(pairs % 2 == 0, f"position={position}, head_start={options.head_start} need pairs of "
+                          f"numbers, and n_embd={C}, n_head={nh} leave them {pairs}")
+    size = (12 * C * options.n_layer + options.vocab_size + options.block_size) * C
+    check(size < 2**40, f"n_embd={C} and n_layer={options.n_layer} make {size:.0e} parameters, "
+                        "which fit into no memory")
+    return options
 
 
 # %% Appendix: Subwords
@@ -896,22 +1072,6 @@ def run(name, text, config, tokenizer=None, train_gpt=train):
 #     a a a b d a a a b a c  ->  aa a b d aa a b a c  ->  aaa b d aaa b a c  ->  aaab d aaab a c
 #
 # The text is cut into words first, each with the space before it, so no token reaches across words.
-
-import argparse
-import copy
-import functools
-import json
-import re
-import sys
-from collections import Counter, defaultdict
-from itertools import pairwise
-from types import SimpleNamespace
-
-
-def check(holds, message):
-    if not holds:
-        raise ValueError(message)
-
 
 @functools.cache
 def split_pattern():
@@ -944,7 +1104,7 @@ def merge(parts, pair):
 
 
 def train_bpe(text, vocab_size):
-    """The pairs to merge, in their order. ValueError if too few pairs occur twice."""
+    """The pairs to merge, in their order. UserError if too few pairs occur twice."""
     words = Counter(split_pattern().findall(text))          # each distinct word is worked on once
     parts = {word: split_bytes(word) for word in words}
     counts, users = Counter(), defaultdict(set)     # of each pair: how often? and in which words?
@@ -958,7 +1118,7 @@ def train_bpe(text, vocab_size):
         count(word, 1)
     merges, made = [], set()
     while len(made) < vocab_size - 256:
-        progress(f"finding subwords: {256 + len(made)} of {vocab_size}")
+        show_progress(f"finding subwords: {256 + len(made)} of {vocab_size}")
         pair = max(counts, key=lambda pair: (counts[pair], pair), default=None)
         check(counts[pair] > 1, f"the text is too short for vocab_size={vocab_size}; its pairs of "
                                 f"tokens make {256 + len(made)} at most")
@@ -968,7 +1128,7 @@ def train_bpe(text, vocab_size):
             count(word, 1)
         merges.append(pair)
         made.add(pair[0] + pair[1])
-    progress()
+    show_progress()
     return merges
 
 
@@ -986,11 +1146,16 @@ class BPETokenizer:
         self.pieces = {i: piece for piece, i in self.ids.items()}
         self.ranks = {pair: rank for rank, pair in enumerate(merges)}
         check(self.ids.keys() >= set(pieces), "a merge makes a token that has no id")
-        self.encode_word = functools.cache(self.encode_word)        # most words come again
+        self.words = {}                                             # {word: ids}: most come again
 
     def encode(self, text):
         """str -> list of int. Any text can be encoded."""
-        return [i for word in split_pattern().findall(text) for i in self.encode_word(word)]
+        encoded = []
+        for word in split_pattern().findall(text):
+            if word not in self.words:
+                self.words[word] = self.encode_word(word)
+            encoded += self.words[word]
+        return encoded
 
     def encode_word(self, word):
         parts = split_bytes(word)
@@ -1005,17 +1170,18 @@ class BPETokenizer:
 
 # %% Appendix: GPT-2
 # The parameters of GPT-2 were published in 2019, and the classes of chapter 7 can use them: there
-# are more blocks, heads and channels, and nothing else is new. Save config.json, tokenizer.json and
-# model.safetensors (0.5 GB) from the page below in data/gpt2, and try `python gpt.py sample gpt2`.
+# are more blocks, heads and channels, and lm_head shares its table with token_embedding. (To train
+# it further, know that it had dropout of attention weights, too, which ours leaves out.) Save
+# config.json, tokenizer.json and model.safetensors (0.5 GB) from the page below in data/gpt2, and
+# try `python gpt.py sample gpt2`.
 
 GPT2_URL = "https://huggingface.co/openai-community/gpt2"     # also gpt2-medium, -large and -xl
 GPT2_SETTINGS = {                   # what config.json must not contradict
     "model_type": "gpt2", "activation_function": "gelu_new", "layer_norm_epsilon": 1e-5,
     "scale_attn_weights": True, "scale_attn_by_inverse_layer_idx": False}
 GPT2_NAMES = {                      # of its modules, and what they are called here
-    "wte.": "token_embedding.", "wpe.": "position_embedding.", "h.": "blocks.", "ln_f.": "norm.",
-    "ln_1.": "norm_1.", "attn.c_attn.": "attention.qkv.", "attn.c_proj.": "attention.proj.",
-    "ln_2.": "norm_2.", "mlp.c_fc.": "feed_forward.0.", "mlp.c_proj.": "feed_forward.2."}
+    "wte.": "token_embedding.", "wpe.": "position_embedding.", "h.": "blocks.",
+    "attn.c_attn.": "attn.qkv.", ".c_proj.": ".proj.", "mlp.c_fc.": "mlp.fc."}
 END = "<|endoftext|>"               # one token; in its training, it stood between two texts
 
 
@@ -1055,7 +1221,7 @@ class GPT2Tokenizer(BPETokenizer):
 
 
 def load_gpt2(folder):
-    """(model, tokenizer) from the published files of a GPT-2. ValueError if they cannot be used."""
+    """(model, tokenizer) from the published files of a GPT-2. UserError if they cannot be used."""
     try:
         about = json.loads(Path(folder, "config.json").read_bytes())
         for name, wanted in GPT2_SETTINGS.items():
@@ -1064,139 +1230,71 @@ def load_gpt2(folder):
         V = tokenizer.vocab_size
         check(sorted(tokenizer.pieces) == list(range(V)) and V <= about["vocab_size"],
               f"{V} tokens do not fit vocab_size={about['vocab_size']}")
-        config = Config(V, about["n_positions"], about["n_layer"], about["n_head"], about["n_embd"],
-                        tie_weights=about.get("tie_word_embeddings", True))
+        options = check_options(Options(V, about["n_positions"], about["n_layer"], about["n_head"],
+                                        about["n_embd"]))
         parameters = {}
         for name, p in read_safetensors(Path(folder, "model.safetensors")).items():
             if re.search(r"\.c_\w+\.weight$", name):
                 p = p.t().contiguous()                      # (inputs, outputs), not as in nn.Linear
             name = name.removeprefix("transformer.")
             for theirs, ours in GPT2_NAMES.items():
-                name = name.replace(theirs, ours)
+                name = name.replace(theirs, ours, 1)
             if name in ("token_embedding.weight", "lm_head.weight"):
                 p = p[:V]                                   # more rows only pad the table
             parameters[name] = p.float()
-        if config.tie_weights:
+        tied = about.get("tie_word_embeddings", True)
+        if tied:
             parameters["lm_head.weight"] = parameters["token_embedding.weight"]
-        return build_gpt(config, parameters), tokenizer
+        return restore_gpt(options, parameters, tied), tokenizer
     except Exception as error:                              # who knows what is in a file
-        raise ValueError(f"{folder} has no GPT-2 that can be used: {type(error).__name__}: "
-                         f"{error!s:.200}") from error
-
-
-# %% Appendix: A head start
-# Two findings can be given to the model from the start. Validation losses, means of three seeds:
-#
-#                                                420 steps     3,000 steps
-#     the first parameters of chapter 7            2.055           1.675
-#     and channels of their own for tokens         2.000           1.624
-#     and heads that look back                     1.873           1.590
-#
-# Channels of their own: tokens write to the last quarter of the residual stream, and lm_head reads
-# the other three. So tokens do not blur the positions, and lm_head can begin at full size: each
-# target pulls in a direction of its own from the start. Looking back: heads of the first block look
-# 1 to 4 tokens back, by the clocks of chapter 6: keys show hands, queries show them turned back.
-
-@torch.no_grad()
-def head_start(model):
-    """Change the first parameters of a GPT as described above. Returns whether there was a way."""
-    config, qkv = model.config, model.blocks[0].attention.qkv
-    C, nh, rotary = config.n_embd, config.n_head, config.position == "rotary"
-    if not config.tie_weights:
-        quarter = max(1, C // 4)
-        tokens, logits = model.token_embedding.weight, model.lm_head.weight
-        tokens[:, :-quarter], logits[:, -quarter:] = 0, 0
-        nn.init.normal_(tokens[:, -quarter:], std=1.0)
-        nn.init.normal_(logits[:, :-quarter], std=1 / math.sqrt(C))
-        if not rotary:
-            model.position_embedding.weight.mul_(10)            # still softer than the tokens
-    n = C // nh // 2                                            # clocks in a head: the n fastest
-    if rotary and config.bias:                                  # constants: attention turns them
-        heads = qkv.bias.view(3, nh, -1, 1)                     # (3C,) -> (3, nh, hs, 1)
-        qkv.weight[:2 * C] = 0
-        keys = torch.tensor([[1.0] * n + [0.0] * n])            # (1, 2n), hands at 0
-    elif not rotary and not config.tie_weights:                 # tied tokens would blur positions
-        heads = qkv.weight.view(3, nh, -1, C)                   # (3C, C) -> (3, nh, hs, C)
-        keys = torch.eye(C).roll(C // 2, dims=1)                # (C, C): cosines, then sines
-    else:
-        return not config.tie_weights
-    half = keys.shape[1] // 2                                   # cosines of all clocks, then sines
-    chosen = [*range(n), *range(half, half + n)]
-    for h in range(nh):
-        queries = apply_rope(keys, torch.tensor([-1 - h]), config)      # the shape of keys
-        heads[0, h, :2 * n] = 6 * queries.T[chosen]             # 6 is large enough
-        heads[1, h, :2 * n] = 6 * keys.T[chosen]
-    return True
+        raise UserError(f"{folder} has no GPT-2 that can be used: {type(error).__name__}: "
+                        f"{error!s:.200}") from error
 
 
 # %% Appendix: Long runs
 # LongRun can be called like `train`, and adds what a long run needs. It saves at each evaluation
-# and once a minute, so a stop at any moment (Ctrl-C, kill -9, a dead battery) costs little; it goes
-# on from what was saved; it can use a GPU and torch.compile. What has its name is set aside.
+# and once a minute, so that a stop at any moment (Ctrl-C, kill -9, a dead battery) costs little. It
+# goes on from what was saved, to the same numbers as without the stop. It can use a GPU, 16 bits
+# and torch.compile. What has the name of a new run is renamed, and never lost:
+#
+#     with LongRun("mine", text, tokenizer) as long_run:
+#         run("mine", text, config, tokenizer, train_gpt=long_run)
 
-ENDINGS = (".pt", ".csv", "-text.txt", "-bigram.txt", "-gpt.txt", ".html")      # files of a run
+FORMAT = "gpt.py checkpoint 5"
+ENDINGS = (".pt", ".csv", "-bigram.txt", "-gpt.txt", ".html")       # files of a run
 SAVE_SECONDS = 60
 
 
-class LongRun:
-    """Called like `train`, it yields the same states. saved: what read_checkpoint returns."""
-
-    def __init__(self, name, text, tokenizer, saved=None, device="cpu", compile=False,
-                 use_head_start=True):
-        self.name, self.text, self.tokenizer, self.saved = name, text, tokenizer, saved
-        self.device, self.compile, self.use_head_start = device, compile, use_head_start
-        self.saved_step = saved and saved.state.step        # None before the first save
-
-    def __call__(self, model, train_data, val_data, config):
-        get_batch(train_data, 0, config)                    # ValueError before anything is touched
-        if self.saved:
-            trained, state = self.saved.model, self.saved.state
-            trained.config = config
-            print(f"{self.name}: going on from step {state.step}")
-        else:
-            trained = copy.deepcopy(model)                  # `model` is neither moved nor compiled
-            if self.use_head_start and head_start(trained):
-                print("with a head start (see the appendix; --no-head_start leaves it out)")
-            state = TrainState(build_optimizer(trained, config))
-            set_aside(self.name)
-        trained.to(self.device)
-        state.optimizer.load_state_dict(state.optimizer.state_dict())       # now on the device, too
-        if self.compile:
-            trained.compile()
-        train_data, val_data = train_data.to(self.device), val_data.to(self.device)
-        finished = state.step == config.max_steps
-        if finished and state.val_loss is None:             # --max_steps ends it where it stood
-            log_evaluation(state, trained, evaluate(trained, val_data))
-        self.save(trained, state)
-        saved_at = time.perf_counter()
-        for state in [state] if finished else train(trained, train_data, val_data, config, state):
-            if state.val_loss is not None or time.perf_counter() > saved_at + SAVE_SECONDS:
-                self.save(trained, state)
-                saved_at = time.perf_counter()
-            left = state.seconds / state.step * (config.max_steps - state.step) / 60
-            progress("" if state.val_loss else f"step {state.step}, {left:.1f} minutes left")
-            yield state
-        model.load_state_dict(trained.state_dict())
-
-    def save(self, model, state):
-        """Write the checkpoint, and the losses as data/NAME.csv. ValueError if a number is lost."""
-        losses = (state.train_loss or state.loss_sum) + (state.val_loss or 0.0)
-        for name, x in (("loss", losses), *model.named_parameters()):
-            check(torch.as_tensor(x).isfinite().all(),
-                  f"{name}: not a finite number by step {state.step}. Try a lower learning_rate")
-        save_checkpoint(self.name, self.text, model, self.tokenizer, state)
-        self.saved_step = state.step
-        rows = [",".join(map(str, row.values())) for row in state.history]
-        try:
-            write_lines(f"{self.name}.csv", ["step,train_loss,val_loss,learning_rate", *rows])
-        except OSError as error:                            # another program may hold it
-            print(f"warning: {error}; the checkpoint is saved", file=sys.stderr)
+def write_whole(path, write):
+    """Let write(file) write the bytes of a file. It gets its name once it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())                     # make sure that it has reached the disk
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
-def progress(line=""):
-    """Show on a terminal what takes a while; the next line is written over it."""
-    if sys.stdout is not None and sys.stdout.isatty():
-        print(f"\r{line[:79]:<79}\r", end="", flush=True)
+def hold_name(name):
+    """A file that is locked as long as it is open and this process lives; UserError if it is."""
+    DATA.mkdir(parents=True, exist_ok=True)
+    for path in DATA.iterdir():                         # left by a run that was killed
+        if re.fullmatch(re.escape(name) + r"\.(pt|csv|html)\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
+    file = open(DATA / f".{name}.lock", "a")
+    try:
+        import fcntl                                    # not on Windows
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.close()
+        raise UserError(f"another process is training {name}; --name gives yours another name")
+    except (ImportError, OSError):                      # no locks here: go on without
+        pass
+    return file
 
 
 def set_aside(name):
@@ -1204,60 +1302,227 @@ def set_aside(name):
     there, i = [ending for ending in ENDINGS if os.path.lexists(DATA / (name + ending))], 1
     while any(os.path.lexists(DATA / f"{name}-{i}{ending}") for ending in ENDINGS):
         i += 1
-    for ending in reversed(there):                          # the checkpoint last
+    for ending in reversed(there):                      # the checkpoint last
         (DATA / (name + ending)).rename(DATA / f"{name}-{i}{ending}")
     if there:
-        print(f"the earlier run {name} is now called {name}-{i}")
+        say(f"the earlier run {name} is now called {name}-{i}")
 
 
-def build_gpt(config, parameters):
+def save_checkpoint(path, model, tokenizer, progress=None):
+    """Write what load_checkpoint reads. progress: what a LongRun needs to go on, else None.
+
+    UserError if it could not be loaded again: load_checkpoint builds what build_gpt builds.
+    """
+    model = getattr(model, "_orig_mod", model)          # what torch.compile has wrapped
+    options, tied = check_options(model.config), is_tied(model)
+    check(type(tokenizer) in (CharTokenizer, BPETokenizer), "this tokenizer cannot be saved")
+    check(tokenizer.vocab_size == options.vocab_size, f"vocab_size={options.vocab_size}, but the "
+                                                      f"tokenizer has {tokenizer.vocab_size}")
+    parameters = {name: p.detach().float().cpu() for name, p in model.state_dict().items()}
+    with torch.device("meta"):                          # shapes alone, without numbers
+        expected = POSITIONS[options.position](options).state_dict()
+    check({name: p.shape for name, p in parameters.items()} ==
+          {name: p.shape for name, p in expected.items()},
+          f"the parameters are not those of a GPT with {options}, so they could not be loaded")
+    content = {"format": FORMAT, "options": asdict(options), "tied": tied,
+               "vocabulary": tokenizer.vocabulary, "parameters": parameters, "progress": progress}
+    write_whole(Path(path), lambda file: torch.save(content, file))
+
+
+def is_tied(model):
+    """Does lm_head share its table with token_embedding, as in GPT-2?"""
+    return model.lm_head.weight is model.token_embedding.weight
+
+
+def restore_gpt(options, parameters, tied=False):
     """A GPT with these parameters, in eval mode; nothing is random. Raises if they do not fit."""
-    check(config.n_layer <= len(parameters), f"too few parameters for n_layer={config.n_layer}")
+    check(options.n_layer <= len(parameters), f"too few parameters for n_layer={options.n_layer}")
     for name, p in parameters.items():
         check(p.dtype == torch.float32 and p.isfinite().all(), f"{name} is not finite")
-    with torch.device("meta"):                              # shapes alone, without numbers
-        model = GPT(config)
+    with torch.device("meta"):
+        model = POSITIONS[options.position](options)
     model.load_state_dict(dict(parameters), assign=True)
-    if config.tie_weights:
-        model.token_embedding.weight = model.lm_head.weight
+    if tied:
+        model.lm_head.weight = model.token_embedding.weight
     return model.eval()
 
 
 def read_checkpoint(path):
-    """Path, config, tokenizer, model, best, state, text_sha256. Runs no code; raises ValueError."""
+    """Its path, options, tokenizer, model, best and progress. Runs no code. UserError, OSError."""
     with open(path, "rb") as file:
         try:
             saved = SimpleNamespace(**torch.load(file, map_location="cpu", weights_only=True))
             check(saved.format == FORMAT, f"its format is {saved.format!r}, not {FORMAT!r}")
-            saved.path, saved.config = path, check_config(Config(**saved.config))
+            check(saved.options.keys() == Options.__dataclass_fields__.keys(), "odd options")
+            saved.path, saved.options = Path(path), check_options(Options(**saved.options))
             kind = CharTokenizer if isinstance(saved.vocabulary, str) else BPETokenizer
             saved.tokenizer = kind(saved.vocabulary)
-            check(saved.tokenizer.vocab_size == len(saved.tokenizer.ids) == saved.config.vocab_size,
-                  f"its vocabulary does not fit vocab_size={saved.config.vocab_size}")
-            saved.model = build_gpt(saved.config, saved.parameters)
-            saved.best = build_gpt(saved.config, saved.state["best"] or saved.parameters)
-            optimizer = build_optimizer(saved.model, saved.config)
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": saved.state["optimizer"]})
-            saved.state = state = TrainState(**{**saved.state, "optimizer": optimizer})
-            for p in (p for p in saved.model.parameters() if p.requires_grad and state.step > 0):
-                for mean in (optimizer.state[p]["exp_avg"], optimizer.state[p]["exp_avg_sq"]):
-                    check(mean.shape == p.shape and mean.isfinite().all(), "its optimizer is wrong")
-            columns = "step", "train_loss", "val_loss", "learning_rate"
-            numbers = [state.loss_sum, state.seconds, state.train_loss or 0, state.val_loss or 0]
-            numbers += [row[column] for row in state.history for column in columns]
-            check(all(map(math.isfinite, numbers)) and type(state.step) is int and state.step >= 0
-                  and bool(state.best) == bool(state.history) and type(saved.text_sha256) is str,
-                  "a loss is not finite, or its step, its best parameters or its hash is wrong")
+            check(saved.tokenizer.vocabulary == saved.vocabulary
+                  and saved.tokenizer.vocab_size == saved.options.vocab_size,
+                  f"its vocabulary does not fit vocab_size={saved.options.vocab_size}")
+            saved.model = restore_gpt(saved.options, saved.parameters, saved.tied)
+            saved.best = saved.model
+            if saved.progress is not None:
+                saved.progress = SimpleNamespace(**saved.progress)
+                check_progress(saved.progress, saved.model)
+                if saved.progress.best is not None:
+                    saved.best = restore_gpt(saved.options, saved.progress.best, saved.tied)
             return saved
-        except Exception as error:                          # who knows what is in a file
-            raise ValueError(f"{path} is not a whole checkpoint: {type(error).__name__}: "
-                             f"{str(error).partition('. ')[0]:.150}") from error
+        except Exception as error:                      # who knows what is in a file
+            raise UserError(f"{path} is not a whole checkpoint: {type(error).__name__}: "
+                            f"{str(error).partition('. ')[0]:.150}") from error
+
+
+def check_progress(progress, model):
+    """UserError, or another error, if a LongRun could not go on from what was read."""
+    check(type(progress.step) is int and progress.step >= 0, "its step is odd")
+    check(type(progress.text_sha256) is str and len(progress.text_sha256) == 64
+          and type(progress.text_path) in (str, type(None)), "its text is odd")
+    columns = "step", "train_loss", "val_loss", "learning_rate"
+    numbers = [*progress.losses, *(row[column] for row in progress.history for column in columns)]
+    check(all(type(x) in (int, float) and math.isfinite(x) for x in numbers), "an odd loss")
+    check((progress.best is None) == (not progress.history), "its best parameters are odd")
+    parameters = [p for group in build_optimizer(model, model.config).param_groups
+                  for p in group["params"]]
+    expected = range(len(parameters)) if progress.step > 0 else ()
+    check(list(progress.optimizer) == list(expected), "its optimizer is odd")
+    for state, p in zip(progress.optimizer.values(), parameters):
+        check(state["step"].numel() == 1 and all(state[name].shape == p.shape and
+              state[name].isfinite().all() for name in ("exp_avg", "exp_avg_sq")),
+              "its optimizer is odd")
 
 
 def load_checkpoint(path):
-    """(model, tokenizer) of a run: its best parameters, on the CPU. Raises OSError, ValueError."""
+    """(model, tokenizer) of a run: its best parameters, on the CPU. Raises UserError, OSError."""
     saved = read_checkpoint(path)
     return saved.best, saved.tokenizer
+
+
+class LongRun:
+    """Called like `train`, it yields the same. Enter it first: then it holds the name of the run.
+
+    saved: what read_checkpoint returns, to go on from there. text_path: where --resume finds the
+    text, an absolute path. The model is trained on the device, and comes back to the CPU.
+    """
+
+    def __init__(self, name, text, tokenizer, saved=None, device="cpu", compile=False,
+                 text_path=None):
+        self.name, self.tokenizer, self.saved = name, tokenizer, saved
+        self.device, self.compile = device, compile
+        self.text_path, self.text_sha256 = text_path and str(text_path), hash_of(text)
+        self.step, self.losses, self.history, self.best = 0, [], [], None
+        self.saved_step = None                          # nothing is saved yet
+
+    def __enter__(self):
+        self.lock = hold_name(self.name)
+        return self
+
+    def __exit__(self, *error):
+        self.lock.close()
+
+    def __call__(self, model, train_data, val_data, config):
+        options = check_options(config)
+        check(all(p.dtype == torch.float32 for p in model.parameters()),
+              "a model is trained in 32 bits; --dtype bfloat16 computes with 16")
+        get_batch(train_data, 0, options)               # an error before anything is touched
+        trained = copy.deepcopy(getattr(model, "_orig_mod", model))     # to be moved and compiled
+        if self.saved is not None:
+            before = self.saved.progress
+            trained.load_state_dict(self.saved.model.state_dict())
+            self.step, self.losses, self.best = before.step, list(before.losses), before.best
+            self.history, self.saved_step = list(before.history), before.step
+            say(f"{self.name}: going on from step {self.step}, where the learning rate is "
+                f"{learning_rate_at(self.step, options):.1e}")
+        trained.to(self.device)
+        self.prepare(trained, options)
+        optimizer = build_optimizer(trained, options)
+        if self.saved is not None:
+            state = self.saved.progress.optimizer
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        train_data, val_data = train_data.to(self.device), val_data.to(self.device)
+        if self.step == options.max_steps and (not self.history or self.losses):
+            self.evaluate(trained, val_data, options)   # --max_steps ends it where it stood
+        self.save(trained, optimizer)
+        began = saved_at = time.perf_counter()
+        first = self.step
+        if first == options.max_steps:                  # finished: its last row again
+            yield tuple(self.history[-1].values())[:3]
+        while self.step < options.max_steps:
+            self.losses.append(self.training_step(trained, optimizer, train_data, options))
+            self.step += 1
+            now = time.perf_counter()
+            left = (now - began) / (self.step - first) * (options.max_steps - self.step) / 60
+            show_progress(f"step {self.step}, {left:.1f} minutes left")
+            if self.step % options.eval_interval == 0 or self.step == options.max_steps:
+                self.evaluate(trained, val_data, options)
+                self.save(trained, optimizer)
+                saved_at = time.perf_counter()
+                show_progress()
+                yield tuple(self.history[-1].values())[:3]
+            elif now > saved_at + SAVE_SECONDS:
+                self.save(trained, optimizer)
+                saved_at = time.perf_counter()
+        model = getattr(model, "_orig_mod", model)
+        model.load_state_dict(trained.state_dict())
+
+    def prepare(self, trained, options):
+        """What is done to the model that is trained, once it is on its device."""
+        if options.dtype == "bfloat16":                 # 16 bits in forward, 32 for the parameters
+            device_type = torch.device(self.device).type
+            trained.forward = torch.autocast(device_type, torch.bfloat16)(trained.forward)
+        if self.compile:
+            trained.compile()
+
+    def training_step(self, trained, optimizer, train_data, options):
+        """Make one step, and return its loss."""
+        return training_step(trained, optimizer, train_data, self.step, options)
+
+    def evaluate(self, trained, val_data, options):
+        """Note the losses, and keep the best parameters: later ones may have overfitted."""
+        val_loss = evaluate(trained, val_data)
+        if val_loss < min((row["val_loss"] for row in self.history), default=math.inf):
+            self.best = {name: p.detach().cpu().clone() for name, p in trained.state_dict().items()}
+        self.history.append({
+            "step": self.step, "train_loss": sum(self.losses) / len(self.losses),
+            "val_loss": val_loss, "learning_rate": learning_rate_at(self.step - 1, options)})
+        self.losses = []
+
+    def save(self, trained, optimizer):
+        """Write the checkpoint, and the losses as data/NAME.csv. UserError if a number is lost."""
+        losses = sum(self.losses) + sum(row["train_loss"] + row["val_loss"] for row in self.history)
+        for name, x in (("loss", losses), *trained.named_parameters()):
+            check(torch.as_tensor(x).isfinite().all(),
+                  f"{name}: not a finite number by step {self.step}. Try a lower learning_rate")
+        if self.saved_step is None:                     # a new run
+            set_aside(self.name)
+        save_checkpoint(DATA / f"{self.name}.pt", trained, self.tokenizer, {
+            "step": self.step, "losses": self.losses, "history": self.history, "best": self.best,
+            "optimizer": optimizer.state_dict()["state"],           # m and v of AdamW
+            "text_path": self.text_path, "text_sha256": self.text_sha256})
+        self.saved_step = self.step
+        rows = ["step,train_loss,val_loss,learning_rate",
+                *(",".join(map(str, row.values())) for row in self.history)]
+        try:
+            content = "".join(row + "\n" for row in rows).encode()
+            write_whole(DATA / f"{self.name}.csv", lambda file: file.write(content))
+        except OSError as error:                        # another program may hold it
+            say(f"warning: {error}; the checkpoint is saved")
+
+
+def hash_of(text):
+    return sha256(text.encode(errors="replace")).hexdigest()
+
+
+def say(line):
+    """What is not part of the story goes to standard error."""
+    show_progress()
+    print(line, file=sys.stderr)
+
+
+def show_progress(line=""):
+    """Show on a terminal what takes a while; the next line is written over it."""
+    if sys.stderr is not None and sys.stderr.isatty():
+        print(f"\r{line[:79]:<79}\r", end="", file=sys.stderr, flush=True)
 
 
 # %% Appendix: The command line
@@ -1266,10 +1531,11 @@ SIZES = {                           # for --size; tests/benchmark.py says what t
     "7M": dict(block_size=256, n_layer=4, n_head=6, n_embd=384, learning_rate=1.3e-3),
     "11M": dict(block_size=256, n_layer=6, n_head=6, n_embd=384, learning_rate=1.3e-3),
     "86M": dict(block_size=1024, n_layer=12, n_head=12, n_embd=768, learning_rate=6e-4)}  # as GPT-2
+LARGEST_VOCABULARY = 4096           # the bigram model has the square of that, a minute of training
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are ValueErrors, and that takes each option once."""
+    """An ArgumentParser whose errors are UserErrors, and that takes each option once."""
 
     def parse_args(self, arguments):
         options = Counter(word.split("=")[0] for word in arguments if word.startswith("--"))
@@ -1278,32 +1544,11 @@ class Parser(argparse.ArgumentParser):
         return super().parse_args(arguments)
 
     def error(self, message):
-        raise ValueError(message.replace("one argument", "one argument, as in --prompt=-hello"))
+        raise UserError(message.replace("one argument", "one argument, as in --prompt=-hello"))
 
 
-def check_range(name, value, low, below=2**32):
-    check(low <= value < below, f"{name} must be at least {low} and below {below}, not {value}")
-
-
-def check_config(config):
-    """The config, if a model can be built and trained with it; else ValueError."""
-    for name, value in asdict(config).items():
-        kind = Config.__dataclass_fields__[name].type
-        check(type(value) in (kind, int), f"{name} must be {kind.__name__}, not {value!r}")
-        if kind in (int, float):
-            zero = name in ("dropout", "weight_decay", "warmup_steps", "seed")
-            check_range(name, value, 0 if zero else 1 if kind is int else 1e-12,
-                        1 if name == "dropout" else 2**32)
-    check(config.position in ("learned", "sinusoidal", "rotary"),
-          f"position must be learned, sinusoidal or rotary, not {config.position!r}")
-    width = config.n_embd // (config.n_head if config.position == "rotary" else 1)
-    check(width % 2 == 0, f"{config.position} positions need pairs of numbers, and "
-                          f"n_embd={config.n_embd}, n_head={config.n_head} leave them {width}")
-    return config
-
-
-def run_command(arguments):
-    """`python gpt.py`: the story, with any field of Config as an option."""
+def run_command(arguments, long_run_class=LongRun):
+    """`python gpt.py`: the story, with any field of Options as an option."""
     parser = Parser("gpt.py", allow_abbrev=False, epilog=(
         "gpt.py sample: a trained model writes; gpt.py runs: what is kept; more is in tests/"))
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
@@ -1313,62 +1558,87 @@ def run_command(arguments):
     parser.add_argument("--device", help="cuda, mps or cpu; else cuda if it is there")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
-    parser.add_argument("--head_start", action=argparse.BooleanOptionalAction, default=True,
-                        help="better first parameters, see the appendix")
-    for name, field in Config.__dataclass_fields__.items():
+    comments = inspect.getsource(Config) + inspect.getsource(Options)       # what fields mean
+    for name, meaning in re.findall(r"^    (\w+): .*?# (.*)$", comments, flags=re.MULTILINE):
+        field = Options.__dataclass_fields__[name]
         kind = ({"action": argparse.BooleanOptionalAction} if field.type is bool else
                 {"type": field.type, "metavar": field.type.__name__.upper()})
         parser.add_argument(f"--{name}", default=argparse.SUPPRESS, **kind,
-                            help=f"{field.metadata['meaning']} ({field.default})")
+                            help=f"{meaning} ({field.default})")
     given = parser.parse_args(arguments)
-    options = {name: value for name, value in vars(given).items() if hasattr(Config, name)}
+    options = {name: value for name, value in vars(given).items() if hasattr(Options, name)}
     options = {**SIZES.get(given.size, {}), **options}
-    device, name = choose_device(given.device), given.name or given.text and given.text.stem
-    saved = None
+    device, name, saved = choose_device(given.device), given.name, None
+    if name is None and given.text is not None:
+        name = given.text.stem
     if given.resume:
         saved = read_checkpoint(DATA / f"{name}.pt" if name else find_run())
-    text_name, text = load_text(given.text, saved and saved.text_sha256)
-    name = name or (saved.path.stem if saved else text_name)
-    check(Path(name).name == name and name.lower() not in ("..", "page")
-          and len(os.fsencode(name)) <= 200, f"--name begins the names of files; {name!r} cannot")
-    if saved:
-        tokenizer, config = saved.tokenizer, resumed_config(saved, options, text)
+        check(saved.progress is not None, f"{saved.path} holds a model alone; only runs can go on")
+        text_name, text = load_text_of(saved, given.text)
+        name = saved.path.stem
+        tokenizer, config = saved.tokenizer, resumed_options(saved, options)
         kind = "char" if isinstance(tokenizer, CharTokenizer) else "bpe"
         check(given.tokenizer in (None, kind), f"{saved.path} has --tokenizer {kind}")
     else:
-        config, tokenizer = check_config(Config(**options)), build_tokenizer(given, options, text)
-    long_run = LongRun(name, text, tokenizer, saved, device, given.compile, given.head_start)
-    try:
-        run(name, text, config, tokenizer, long_run)
-    except KeyboardInterrupt:
-        step, also = long_run.saved_step, "--resume" + f" --name {name}" * (given.name is None)
-        raise KeyboardInterrupt("stopped before anything was saved" if step is None else
-                                f"stopped; step {step} is saved, and the same command with {also} "
-                                f"goes on from there") from None
-    if isinstance(tokenizer, CharTokenizer):
-        own_text = f" --text {given.text}" if given.text else ""
-        print(f"Explore:  python attention_toy.py --page {name}{own_text}")
+        text_name, text = load_text(given.text)
+        name = name or text_name
+        config = check_options(Options(**options))
+        tokenizer = build_tokenizer(given.tokenizer, options, text)
+    check(Path(name).name == name and name != ".." and len(os.fsencode(name)) <= 200,
+          f"--name begins the names of files; {name!r} cannot")
+    for part in train_val_split(text):                  # a few characters usually are enough
+        check(any(len(tokenizer.encode(some)) > config.block_size
+                  for some in (part[:8 * config.block_size + 8], part)),
+              f"the text is too short: each part needs more than block_size={config.block_size} "
+              f"tokens, and the smaller one has {len(tokenizer.encode(part))}")
+    text_path = given.text.resolve() if given.text else saved and saved.progress.text_path
+    with long_run_class(name, text, tokenizer, saved, device, given.compile,
+                        text_path) as long_run:
+        try:
+            run(name, text, config, tokenizer, build_gpt, long_run)
+        except KeyboardInterrupt:
+            stopped = f"python gpt.py --resume --name {shlex.quote(name)}"
+            raise KeyboardInterrupt(
+                "stopped before anything was saved" if long_run.saved_step is None else
+                f"stopped; step {long_run.saved_step} is saved. To go on:  {stopped}") from None
+    say(f"See inside:  python tests/page.py {shlex.quote(name)}")
 
 
-def build_tokenizer(given, options, text):
+def build_tokenizer(kind, options, text):
     """The tokenizer that was asked for; subwords are found in the training split alone."""
-    if given.tokenizer != "bpe":
-        check("vocab_size" not in options, "--vocab_size goes with --tokenizer bpe")
-        return build_char_tokenizer(text)
-    check_range("vocab_size", options.get("vocab_size", 512), 257)
-    return BPETokenizer(train_bpe(split(text)[0], options.get("vocab_size", 512)))
+    if kind == "bpe":
+        vocab_size = options.get("vocab_size", 512)
+        check_range("vocab_size", vocab_size, 257, LARGEST_VOCABULARY + 1)
+        return BPETokenizer(train_bpe(train_val_split(text)[0], vocab_size))
+    check("vocab_size" not in options, "--vocab_size goes with --tokenizer bpe")
+    tokenizer = CharTokenizer(text)
+    check(tokenizer.vocab_size <= LARGEST_VOCABULARY,
+          f"the text has {tokenizer.vocab_size} different characters, more than "
+          f"{LARGEST_VOCABULARY}; try --tokenizer bpe")
+    return tokenizer
 
 
-def resumed_config(saved, options, text):
-    """The hyperparameters of a saved run; only max_steps and eval_interval may change."""
-    check(saved.text_sha256 == hash_of(text),
-          f"{saved.path} was trained on another text; add --name {saved.path.stem} --text FILE")
+def resumed_options(saved, options):
+    """The options of a saved run; only max_steps and eval_interval may change."""
     for name in options.keys() - {"max_steps", "eval_interval"}:
-        before = getattr(saved.config, name)
+        before = getattr(saved.options, name)
         check(options[name] == before, f"{saved.path} has {name}={before}, not {options[name]}")
-    config = check_config(replace(saved.config, **options))
-    check(config.max_steps >= saved.state.step, f"{saved.path} has made {saved.state.step} steps")
-    return config
+    options = check_options(replace(saved.options, **options))
+    check(options.max_steps >= saved.progress.step,
+          f"{saved.path} has made {saved.progress.step} steps, more than {options.max_steps}")
+    return options
+
+
+def load_text_of(saved, path=None):
+    """(name, text): what a saved run learned from; else a UserError."""
+    progress = saved.progress
+    path = path or (progress.text_path and Path(progress.text_path))
+    check(path is None or path.exists(), f"{path}, the text of {saved.path}, is gone; name it "
+                                         "with --text")
+    name, text = load_text(path, progress.text_sha256)
+    check(hash_of(text) == progress.text_sha256,
+          f"{path or 'the text'} is not what {saved.path} was trained on, or has changed since")
+    return name, text
 
 
 def sample_command(arguments):
@@ -1380,51 +1650,68 @@ def sample_command(arguments):
             ("tokens", int, 500, "how many to write"),
             ("temperature", float, 0.8, "divides the logits; 0 takes the likeliest token"),
             ("top_k", int, None, "draw only from the k likeliest tokens"),
-            ("top_p", float, None, "draw only from the likeliest that have p together"),
+            ("top_p", float, None, "draw only from the fewest that have p together"),
             ("seed", int, time.time_ns() % 2**32, "the same seed writes the same text"),
             ("device", str, "cpu", "cuda, mps or cpu")):
         parser.add_argument(f"--{name}", type=kind, default=default, help=help)
-    options = parser.parse_args(arguments)
-    check_range("seed", options.seed, 0)
-    check_range("the number of new tokens", options.tokens, 0)
-    path, device = find_run(options.run), choose_device(options.device)
+    given = parser.parse_args(arguments)
+    check_range("seed", given.seed, 0)
+    check_range("the number of new tokens", given.tokens, 0)
+    path, device = find_run(given.run), choose_device(given.device)
     model, tokenizer = load_gpt2(path) if path.is_dir() else load_checkpoint(path)
-    prompt = unescape(options.prompt) or default_prompt(tokenizer)
-    idx = torch.tensor([tokenizer.encode(prompt)], device=device)                   # (1, T)
-    sampling = {name: getattr(options, name) for name in ("temperature", "top_k", "top_p")}
-    next_token_probabilities(torch.zeros(1, 1), **sampling)         # it refuses what makes no sense
-    print(f"{path} writes, with --seed {options.seed}:", file=sys.stderr)
-    shown = escape_control if sys.stdout.isatty() else str
-    print(shown(prompt), end="", flush=True)
-    waiting = []            # a character may be several tokens, and reads \ufffd until it is whole
-    with eval_mode(model.to(device)):
-        for token in stream(model, idx, options.tokens, **sampling,
-                            generator=torch.Generator(device).manual_seed(options.seed)):
+    prompt = unescape(given.prompt) or default_prompt(tokenizer)
+    idx = torch.tensor([encode_prompt(tokenizer, prompt)], device=device)           # (1, T)
+    tokens = stream(model.to(device), idx, given.tokens, given.temperature, given.top_k,
+                    given.top_p, torch.Generator(device).manual_seed(given.seed))
+    waiting, begun = [], False      # a character may be several tokens, and reads \ufffd until then
+    with eval_mode(model):
+        for token in tokens:
+            if not begun:           # the settings have been checked
+                say(f"{path} writes, with --seed {given.seed}:")
+                print(prompt, end="", flush=True)
+                begun = True
             if token.item() == getattr(tokenizer, "end", None):
                 break
             waiting.append(token.item())
             written = tokenizer.decode(waiting)
             if len(waiting) == 16 or not written.endswith("\ufffd"):
-                print(shown(written), end="", flush=True)
+                print(written, end="", flush=True)
                 waiting = []
-    print(shown(tokenizer.decode(waiting)))
+    print(tokenizer.decode(waiting))
+
+
+def encode_prompt(tokenizer, prompt):
+    try:
+        return tokenizer.encode(prompt)
+    except ValueError as error:
+        raise UserError(f"the prompt: {error}") from None
 
 
 def unescape(prompt):
     return re.sub(r"\\[nt\\]", lambda m: {"n": "\n", "t": "\t"}.get(m[0][1], "\\"), prompt)
 
 
+def default_prompt(tokenizer):
+    """What a text begins with when nothing is said: a new line, if the vocabulary has it."""
+    newline = "\n" in tokenizer.ids or b"\n" in tokenizer.ids
+    return END if hasattr(tokenizer, "end") else "\n" if newline else tokenizer.vocabulary[0]
+
+
 def runs_command(arguments):
     """`python gpt.py runs`: what has been saved."""
     Parser("gpt.py runs", description="Show the runs that are kept in data/.").parse_args(arguments)
-    for path in saved_runs():
+    paths = saved_runs()
+    if not paths:
+        print("There are no runs yet; `python gpt.py` makes one.")
+    for path in paths:
         try:
             saved = read_checkpoint(path)
-            loss = min((row["val_loss"] for row in saved.state.history), default=math.nan)
-            print(f"{path.stem:24} step {saved.state.step}/{saved.config.max_steps} val {loss:.4f} "
+            progress = saved.progress or SimpleNamespace(step="-", history=[])
+            loss = min((row["val_loss"] for row in progress.history), default=math.nan)
+            print(f"{path.stem:24} step {progress.step}/{saved.options.max_steps} val {loss:.4f} "
                   + time.strftime("%Y-%m-%d %H:%M", time.localtime(path.stat().st_mtime)))
-        except (ValueError, OSError) as error:
-            print(escape_control(str(error)))
+        except (UserError, OSError) as error:
+            print(error)
 
 
 def saved_runs():
@@ -1439,13 +1726,13 @@ def find_run(name=None):
         if path.exists():
             return path
     kept = ", ".join(path.stem for path in runs) or "none; `python gpt.py` makes one"
-    raise ValueError(f"there is no run {name or 'yet'}; those that are kept: {kept}. For gpt2, "
-                     f"save three files from {GPT2_URL} in {DATA / 'gpt2'}")
+    raise UserError(f"there is no run {name or 'yet'}; those that are kept: {kept}. For gpt2, "
+                    f"save three files from {GPT2_URL} in {DATA / 'gpt2'}")
 
 
 def choose_device(name=None):
     """The device with this name, or without one, a GPU that CUDA serves, or else the CPU."""
-    here = ["cuda"] * torch.cuda.is_available() + ["cpu", "mps"][:1 + torch.mps.is_available()]
+    here = ["cuda"] * torch.cuda.is_available() + ["cpu"] + ["mps"] * torch.mps.is_available()
     check(name in (None, *here), f"there is no device {name!r} here, only {', '.join(here)}")
     return name or here[0]
 
@@ -1453,38 +1740,59 @@ def choose_device(name=None):
 def load_text(path=None, sha256=None):
     """(name, text): from the file `path`, else Shakespeare, else (or by its sha256) the manual."""
     if path is not None:
+        path = path.expanduser()
         try:
             text = path.read_text(encoding="utf-8-sig")     # line ends of all systems become \n
         except UnicodeDecodeError as error:
-            raise ValueError(f"{path} is not UTF-8: {error}") from None
+            raise UserError(f"{path} is not UTF-8: {error}") from None
         check(text and "\0" not in text, f"{path} is {'not UTF-8; UTF-16?' if text else 'empty'}")
         return path.stem, text
-    try:
-        if sha256 in (None, SHAKESPEARE_SHA256):
-            progress("" if (DATA / "tinyshakespeare.txt").exists() else "downloading the text")
+    if sha256 in (None, SHA256):
+        try:
+            show_progress("reading or downloading the text")
             return "shakespeare", load_shakespeare()
-    except (OSError, ValueError) as error:                  # ValueError: an odd address of a proxy
-        print(f"No Tiny Shakespeare ({type(error).__name__}), so Python's manual is the text. Or "
-              f"save {SHAKESPEARE_URL} as {DATA / 'tinyshakespeare.txt'}")
+        except (OSError, ValueError) as error:          # ValueError: an odd address of a proxy
+            say(f"No Tiny Shakespeare ({type(error).__name__}), so Python's manual is the text. "
+                f"Or save {URL} as {DATA / 'tinyshakespeare.txt'}")
+        finally:
+            show_progress()
     from pydoc_data.topics import topics
     return "manual", "".join(topics.values())
 
 
-def default_prompt(tokenizer):
-    """What a text begins with when nothing is said: a new line, if the vocabulary has it."""
-    newline = "\n" in tokenizer.ids or b"\n" in tokenizer.ids
-    return END if hasattr(tokenizer, "end") else "\n" if newline else tokenizer.vocabulary[0]
+def escape_control(text):
+    """The text, with control characters (a terminal would obey them) written as in Python."""
+    return "".join(c if c.isprintable() or c in "\n\t\u200c\u200d" or category(c) == "Zs"
+                   else repr(c)[1:-1] for c in text)    # U+200C and D join letters, and emoji
+
+
+class SafeOutput:
+    """Standard output, for a terminal."""
+
+    def __init__(self, file):
+        self.file = file
+
+    def write(self, text):
+        return self.file.write(escape_control(text))
+
+    def __getattr__(self, name):
+        return getattr(self.file, name)
 
 
 def run_cleanly(program, command, arguments):
-    """Call command(arguments) and return its exit code; an error of the user becomes one line."""
+    """Call command(arguments) and return its exit code; an error of the user becomes one line.
+
+    A mistake in the program is none of these, and shows its traceback.
+    """
     torch.set_flush_denormal(True)          # numbers below 1e-38 become 0; they would be slow
     if hasattr(sys.stdout, "reconfigure"):              # any text can be printed, also into a pipe
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
+    terminal = sys.stdout is not None and sys.stdout.isatty()
     try:
-        code = command(arguments) or 0
-        print(end="", flush=True)                       # a closed pipe shows here
-        return code
+        with redirect_stdout(SafeOutput(sys.stdout)) if terminal else nullcontext():
+            code = command(arguments) or 0
+            print(end="", flush=True)                   # a closed pipe shows here
+            return code
     except SystemExit as end:                           # after --help
         return end.code
     except BrokenPipeError:                             # the reader of our output has gone
@@ -1492,20 +1800,24 @@ def run_cleanly(program, command, arguments):
         return 141                                      # the exit code of SIGPIPE, 128 + 13
     except KeyboardInterrupt as stop:
         message, code = str(stop) or "stopped", 130
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         message, code = escape_control(" ".join(str(error).split())), 2
-    except (RuntimeError, MemoryError) as error:        # memory, a GPU, a compiler, or a process
-        message, code = (f"{str(error).partition(chr(10))[0] or 'not enough memory'}; a smaller "
-                         f"model or batch, --device cpu, or no --compile may help"), 2
-    progress()
-    print(f"{program}: {message}", file=sys.stderr)
+    except (RuntimeError, MemoryError) as error:
+        if not (isinstance(error, MemoryError) or
+                re.search("out of memory|allocate memory|not enough memory", str(error))):
+            raise
+        message, code = ("not enough memory; a smaller --batch_size, --block_size or model may "
+                         "help"), 2
+    say(f"{program}: {message}")
     return code
 
 
 def main(arguments=None):
-    """Do what the command line says; return the exit code. In a notebook there is none."""
+    """Do what the command line says; return the exit code."""
     if arguments is None:
-        arguments = [] if "ipykernel" in sys.modules else sys.argv[1:]
+        arguments = sys.argv[1:]
+        if "ipykernel" in sys.modules and re.match(r"-f$|--f=|-f=", (arguments or [""])[0]):
+            arguments = []                              # those of the notebook's kernel
     command = {"sample": sample_command, "runs": runs_command}.get((arguments or [""])[0])
     if command:
         return run_cleanly(f"gpt.py {arguments[0]}", command, arguments[1:])

@@ -1,6 +1,7 @@
 """Fixtures and helpers that several test files share."""
 
 import contextlib
+import csv
 import io
 import os
 import subprocess
@@ -16,7 +17,7 @@ import gpt  # before torch: it silences torch's warning that NumPy is missing
 import torch
 
 ROOT = Path(__file__).parent.parent
-TEXT = "".join(f"The cat number {i} sat on mat {i * 7 % 13}.\n" for i in range(200))
+TEXT = "".join(f"The cat number {i} sat on mat {i * 7 % 13}.\n" for i in range(100))
 
 
 def pytest_configure(config):
@@ -29,12 +30,6 @@ def in_tmp(tmp_path, monkeypatch):
     """Change to a temporary folder, so that data/ is made there."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
-
-
-@pytest.fixture
-def short_baseline(monkeypatch):
-    """For tests that run all chapters, but are not about the bigram."""
-    monkeypatch.setitem(gpt.BIGRAM_TRAINING, "max_steps", 5)
 
 
 @pytest.fixture
@@ -102,16 +97,16 @@ def serving(handler):
 
 
 def tiny_config(**changes):
-    """The hyperparameters of a model that is small enough to try everything with."""
+    """The options of a model that is small enough to try everything with."""
     defaults = dict(vocab_size=11, block_size=8, n_layer=2, n_head=2, n_embd=16, batch_size=4,
                     max_steps=6, warmup_steps=2, eval_interval=3, learning_rate=1e-2)
-    return gpt.Config(**{**defaults, **changes})
+    return gpt.Options(**{**defaults, **changes})
 
 
 def noisy_gpt(config, seed=0):
     """A GPT all of whose parameters are random: the first ones have zeros that would hide mistakes."""
     torch.manual_seed(seed)
-    model = gpt.GPT(config)
+    model = gpt.build_gpt(config)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(0.3 * torch.randn_like(parameter))
@@ -120,14 +115,49 @@ def noisy_gpt(config, seed=0):
 
 def save_model(name, text=TEXT, tokenizer=None, evaluated=True, **changes):
     """Keep a small GPT with random parameters, as gpt.py keeps a run of `text` -> (model, tokenizer)."""
-    tokenizer = tokenizer or gpt.build_char_tokenizer(text)
+    tokenizer = tokenizer or gpt.CharTokenizer(text)
     model = noisy_gpt(tiny_config(vocab_size=tokenizer.vocab_size, **changes))
-    state = gpt.TrainState(gpt.build_optimizer(model, model.config))
-    if evaluated:
-        state.history = [{"step": 3, "train_loss": 2.5, "val_loss": 2.25, "learning_rate": 0.1}]
-        state.best = model.state_dict()
-    gpt.save_checkpoint(name, text, model, tokenizer, state)
+    history = [{"step": 0, "train_loss": 2.5, "val_loss": 2.25, "learning_rate": 0.1}] if evaluated else []
+    gpt.save_checkpoint(gpt.DATA / f"{name}.pt", model, tokenizer, {
+        "step": 0, "losses": [], "history": history, "best": model.state_dict() if evaluated else None,
+        "optimizer": {}, "text_path": None, "text_sha256": gpt.hash_of(text)})
     return model, tokenizer
+
+
+def files(folder):
+    """The names of the files in its data/, sorted; locks, which are empty, left out."""
+    return sorted(path.name for path in (folder / "data").glob("[!.]*"))
+
+
+def contents(folder):
+    """{path: bytes} of all files in it."""
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def read_csv(path):
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def assert_same_tensors(one, other):
+    assert one.keys() == other.keys() and all(torch.equal(torch.as_tensor(x), torch.as_tensor(other[name]))
+                                              for name, x in one.items())
+
+
+def assert_same_run(one, other, name="cats"):
+    """In both folders, all that a run keeps is equal to the last bit: parameters, optimizer, losses, lines."""
+    for ending in ("-bigram.txt", "-gpt.txt", ".csv"):
+        assert (one / "data" / (name + ending)).read_bytes() == (other / "data" / (name + ending)).read_bytes()
+    ours, theirs = (torch.load(folder / "data" / f"{name}.pt", weights_only=True) for folder in (one, other))
+    for saved in (ours, theirs):
+        saved["progress"].pop("text_path")                  # the folders differ
+    assert_same_tensors(ours.pop("parameters"), theirs.pop("parameters"))
+    assert_same_tensors(ours["progress"].pop("best"), theirs["progress"].pop("best"))
+    ours_kept, theirs_kept = ours["progress"].pop("optimizer"), theirs["progress"].pop("optimizer")
+    assert ours_kept.keys() == theirs_kept.keys() and len(ours_kept) > 0
+    for i in ours_kept:
+        assert_same_tensors(ours_kept[i], theirs_kept[i])
+    assert ours == theirs                                   # steps, history, options, vocabulary, text
 
 
 def counted_bigram(tokens, vocab_size):
