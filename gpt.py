@@ -1,20 +1,21 @@
 """gpt.py: how a GPT works, in one program to be read from top to bottom.
 
-A GPT (generative pre-trained transformer) reads the beginning of a text, and says how likely each
-token is to come next. Here, a token is a single character. Draw one with these probabilities,
-append it, repeat, and the model writes. ChatGPT writes in the same way, with a much larger model.
+A GPT (generative pre-trained transformer) reads the beginning of a text and says, for every token,
+how likely it is to come next. Here, a token is a single character. Draw one with these
+probabilities, append it, repeat, and the model writes. ChatGPT writes in the same way, with a much
+larger model.
 
 `python gpt.py` trains two models on Shakespeare's plays and lets both of them write. That takes
-about two minutes on a laptop without a GPU. The chapters:
+about two minutes on two cores of a laptop, without a GPU. The chapters:
 
     0  Hyperparameters    3  Batches                      6  Positions     9  Sampling
     1  Text               4  Bigram, the first model      7  GPT          10  The run
     2  Tokens             5  Attention                    8  Training
 
-You need to know Python, and what a matrix product, a slope, a logarithm and a standard deviation
-are. You need not know PyTorch, the library that does the computing. From chapter 1 on, there is
+You should know Python, and have met matrix products, slopes, logarithms and standard deviations.
+You don't need to know PyTorch, the library that does the computing. From chapter 1 on, there is
 something to try in every chapter: start Python in the folder of this file, and type the lines that
-follow >>>, in order. What Python answers stands below them.
+follow >>>, in order. Python's answers are shown below them.
 
 A tensor is an array of numbers with a shape. The shape (2, 3) means 2 rows of 3 numbers, and () is
 a single number. A comment such as `# (B, T) -> (B, T, C)` says how a line changes the shape:
@@ -41,8 +42,8 @@ import torch.nn.functional as F
 
 
 # %% 0. Hyperparameters
-# Training changes the parameters of a model. The hyperparameters are the numbers that you choose.
-# Only skim them now, because each of them will make sense in its chapter.
+# The numbers inside a model are its parameters, and training finds them. The hyperparameters are
+# the numbers that you choose. Only skim them now: each of them will make sense in its chapter.
 @dataclass(frozen=True)
 class Config:
     # The model
@@ -58,7 +59,7 @@ class Config:
     learning_rate: float = 4e-3     # how far a step goes; larger models need smaller steps
     warmup_steps: int = 100         # steps in which the learning rate grows
     weight_decay: float = 0.1       # how strongly matrices are pulled towards zero
-    grad_clip: float = 1.0          # the longest that a gradient may be
+    grad_clip: float = 1.0          # a longer gradient is shortened to this
     eval_interval: int = 500        # steps between two evaluations
     seed: int = 1337                # decides everything that is random
 
@@ -74,8 +75,8 @@ class Config:
 # Whoever sees only the l has to guess. One more character settles it: el is always followed by l,
 # and ll by o. The further a model looks back, the better it can predict.
 #
-# Our text is Tiny Shakespeare, 1.1 million characters from his plays. The first run downloads it to
-# the folder data. Its fingerprint (SHA-256) tells whether the file is whole.
+# Our text is Tiny Shakespeare, 1.1 million characters from Shakespeare's plays. The first run
+# downloads it to the folder data. Its fingerprint (SHA-256) shows whether it has arrived intact.
 DATA = Path("data")
 SHA256 = "86c4e6aa9db7c042ec79f339dcb96d42b0075e16b8fc2e86bf0ca57e2dc565ed"
 URL = "https://raw.githubusercontent.com/karpathy/char-rnn/master/data/tinyshakespeare/input.txt"
@@ -99,7 +100,7 @@ def load_shakespeare():
 # gets an integer, its id. Our tokens are characters. Large models use pieces of words.
 class CharTokenizer:
     def __init__(self, text):
-        self.vocabulary = "".join(sorted(set(text)))        # the id of a character is its place
+        self.vocabulary = "".join(sorted(set(text)))        # a character's id is its position here
         self.vocab_size = len(self.vocabulary)
         self.ids = {character: i for i, character in enumerate(self.vocabulary)}
 
@@ -117,11 +118,11 @@ class CharTokenizer:
 # >>> tokenizer.vocabulary, tokenizer.encode("hello"), tokenizer.decode([2, 1, 3, 3, 4])
 # (' ehlo', [2, 1, 3, 3, 4], 'hello')
 
-# A long text, as a list of Python's integers, would fill the memory. So it is encoded in parts, and
-# a tensor keeps 32 bits for each token.
+# A very long text, as a list of Python's integers, would fill the memory. So it is encoded in
+# parts, and a tensor keeps 32 bits for each token.
 def encode_text(text, tokenizer):
     """The ids of a text, a tensor (N,)."""
-    parts = [text[i:i + 10**6] for i in range(0, len(text) + 1, 10**6)]
+    parts = [text[i:i + 10**6] for i in range(0, len(text) or 1, 10**6)]
     return torch.cat([torch.tensor(tokenizer.encode(part), dtype=torch.int32) for part in parts])
 
 
@@ -133,8 +134,8 @@ def encode_text(text, tokenizer):
 #     targets     i r s t _         after F i         comes r
 #                                   after F i r       comes s, and so on (_ is the space)
 #
-# So a window of T + 1 tokens holds T examples. This lists all windows of 3 tokens in the text 0, 1,
-# 2, 3, 4, 5; the first number says along which dimension to slide, and the last one how far:
+# So a window of T + 1 tokens holds T examples. PyTorch can list all windows of a text, here of 0,
+# 1, 2, 3, 4, 5. Its `unfold` slides along dimension 0, takes 3 tokens at a time, and moves on by 1:
 # >>> torch.arange(6).unfold(0, 3, 1)
 # tensor([[0, 1, 2],
 #         [1, 2, 3],
@@ -148,7 +149,7 @@ def get_batch(data, step, config):
     B, T = config.batch_size, config.block_size
     if len(data) <= T:
         raise ValueError(f"block_size={T} needs a training text of more than {len(data)} tokens")
-    torch.manual_seed(1_000_003 * config.seed + step)       # each step can be repeated exactly
+    torch.manual_seed(1_000_003 * config.seed + step)       # so that each step can be repeated
     rows = torch.randint(len(data) - T, (B,))               # B random integers
     windows = data.unfold(0, T + 1, 1)[rows].long()         # (N,) -> (N-T, T+1) -> (B, T+1)
     return windows[:, :-1], windows[:, 1:]                  # all but the last, all but the first
@@ -159,10 +160,11 @@ def get_batch(data, step, config):
 # >>> x.tolist(), y.tolist()
 # ([[58, 59, 60, 61], [33, 34, 35, 36]], [[59, 60, 61, 62], [34, 35, 36, 37]])
 
-# A model that is tested on the text it has practiced with might only have memorized it. So the last
-# tenth is kept out of training. This validation split shows whether a model knows the language.
+# A model that is tested on the text it practiced on might only have memorized it (overfitting). So
+# the last tenth is kept out of training, but never more than 200,000 characters, which are enough.
+# This validation split shows whether a model knows the language.
 def train_val_split(text):
-    """The first 9/10 of a text, to train on, and the rest, to validate on (at most 200,000)."""
+    """The part of a text to train on, and the part to validate on."""
     n = max(len(text) * 9 // 10, len(text) - 200_000)
     return text[:n], text[n:]
 
@@ -176,10 +178,10 @@ def train_val_split(text):
 # >>> F.softmax(logits, dim=0)                            # exp(2) / 12.475, exp(1) / 12.475, ...
 # tensor([0.5923, 0.2179, 0.0802, 0.0802, 0.0295])
 
-# How good is a prediction? Look at the probability that it gave to the token that came. The loss is
-# minus the logarithm of this probability: 0 if the model was certain and right, and large if it was
-# surprised. The mean loss of many predictions is called cross-entropy. Suppose that token 1 came
-# (the first is token 0):
+# How good is a prediction? Look at the probability it gave to the token that actually came. The
+# loss is minus the logarithm of this probability: 0 if the model was certain and right, and large
+# if it was surprised. The mean loss of many predictions is called cross-entropy. Suppose that token
+# 1 came (the first is token 0):
 # >>> F.cross_entropy(logits, torch.tensor(1))            # -ln(0.2179); it includes the softmax
 # tensor(1.5237)
 
@@ -214,7 +216,7 @@ class BigramLanguageModel(nn.Module):
 # >>> model = BigramLanguageModel(5)
 # >>> x, y = torch.tensor([[0, 1, 2]]), torch.tensor([[1, 2, 3]])
 # >>> logits, loss = model(x, y)
-# >>> model.table.weight.data[0, 1] += 0.01               # .data: the numbers themselves
+# >>> model.table.weight.data[0, 1] += 0.01               # .data: only the numbers
 # >>> logits, nudged = model(x, y)
 # >>> model.table.weight.data[0, 1] -= 0.01               # back to 0
 # >>> round(loss.item(), 4), round(nudged.item(), 4)      # item() makes a Python number
@@ -222,11 +224,11 @@ class BigramLanguageModel(nn.Module):
 # >>> round(((nudged - loss) / 0.01).item(), 2)
 # -0.27
 
-# To nudge millions of parameters one by one would take forever. PyTorch finds all slopes at once by
+# Nudging millions of parameters one by one would take forever. PyTorch finds all slopes at once by
 # the chain rule: if y changes 0.5 times as fast as x, and the loss 0.2 times as fast as y, then the
 # loss changes 0.5 * 0.2 = 0.1 times as fast as x. PyTorch remembers how the loss was computed, and
-# loss.backward() goes back through all of it, multiplying slopes. The slope of a parameter p then
-# stands in p.grad. All slopes together are called the gradient. In row 0 they are:
+# loss.backward() goes back through all of it, multiplying slopes. The slope of a parameter p is
+# then found in p.grad. All slopes together are called the gradient. In row 0 they are:
 # >>> loss.backward()
 # >>> model.table.weight.grad[0]
 # tensor([ 0.0667, -0.2667,  0.0667,  0.0667,  0.0667])
@@ -234,7 +236,8 @@ class BigramLanguageModel(nn.Module):
 # Token 1 has the same -0.27. There is a rule behind these numbers: take the probability of a token,
 # subtract 1 if this token came, and divide by the number of examples. Here, all probabilities are
 # 0.2, and there are three examples. Token 1 came, so its slope is (0.2 - 1) / 3 = -0.2667. The
-# others did not come, so their slope is 0.2 / 3 = 0.0667.
+# others did not come, so their slope is 0.2 / 3 = 0.0667. (If token 0 occurred more often, the
+# slopes of its row would be added up.)
 #
 # A step of gradient descent subtracts a little of its slope from each parameter. So the logits of
 # tokens that came grow, the others shrink, and the loss falls. The learning rate says how much of
@@ -257,7 +260,7 @@ class BigramLanguageModel(nn.Module):
 # tensor(11.5000)
 
 # Where do attention weights come from? From the tokens themselves. Out of its C numbers, each token
-# makes three vectors of hs numbers:
+# makes three vectors of hs numbers (for now, think of hs as C):
 #
 #     a query     what am I looking for?
 #     a key       what do I offer to those who look?
@@ -266,15 +269,17 @@ class BigramLanguageModel(nn.Module):
 # Why is the value not the key? You find a book by its title, and take home its text.
 #
 # The dot product of one token's query with another token's key is a score, which is large if they
-# fit. Let k hold the keys of three tokens, a row each. The third token asks, and the first fits:
+# match. Let k hold the keys of three tokens, a row each. The third token asks; the first key
+# matches:
 # >>> k = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
 # >>> query = torch.tensor([2.0, 0.0])
 # >>> k @ query
 # tensor([4., 0., 0.])
 
 # Softmax turns scores into attention weights, as it turned logits into probabilities. Before that,
-# scores are divided by sqrt(hs), because sums of hs products grow with hs. Otherwise, nearly all
-# the weight would go to one token from the very beginning, and little could be learned.
+# scores are divided by sqrt(hs), because a sum of hs random products has a standard deviation of
+# sqrt(hs). With hs = 32, the largest of 64 weights would be about 0.7 before anything is learned.
+# After the division, it is about 0.1, and all tokens still have a say.
 # >>> F.softmax(k @ query / math.sqrt(2), dim=0)          # exp(4 / 1.41) is 17 times exp(0)
 # tensor([0.8943, 0.0529, 0.0529])
 
@@ -316,18 +321,19 @@ def attention(q, k, v):
 #     query of token 0     1 2 3 4             1 2         3 4
 #     query of token 1     5 6 7 8      ->     5 6         7 8
 #
-# At the left, the shape is (T, C) = (2, 4). At the right, it is (nh, T, hs) = (2, 2, 2). As nh is
+# On the left, the shape is (T, C) = (2, 4). On the right, it is (nh, T, hs) = (2, 2, 2). As nh is
 # one more dimension in front, `attention` serves all heads at once.
 def split_heads(x, n_head):
     """Give each head its part of the channels: (B, T, C) -> (B, nh, T, hs)."""
     B, T, C = x.shape
-    return x.view(B, T, n_head, C // n_head).transpose(1, 2)        # transpose swaps T and nh
+    return x.view(B, T, n_head, C // n_head).transpose(1, 2)    # view cuts C, transpose swaps T, nh
 
 
 # >>> split_heads(torch.tensor([[[1, 2, 3, 4], [5, 6, 7, 8]]]), 2).tolist()
 # [[[[1, 2], [5, 6]], [[3, 4], [7, 8]]]]
 
-# This module puts it together. Its last layer, proj (projection), mixes what the heads have found.
+# This module puts it together. Its last layer, proj (projection), mixes what the heads have found,
+# which until then lies in separate channels. `attend` is a method, so that it can be replaced.
 class CausalSelfAttention(nn.Module):
     """Each token collects from itself and those before it: (B, T, C) -> (B, T, C)."""
     def __init__(self, config):
@@ -356,8 +362,8 @@ class CausalSelfAttention(nn.Module):
 # tensor([[ True,  True, False]])
 
 # %% 6. Positions
-# A mean does not depend on order. To the last token, the earlier ones are like balls in a bag: it
-# sees which there are, but not their order. Rearrange the first three of four tokens:
+# A mean does not depend on order. In one layer of attention, the earlier tokens are to the last one
+# like balls in a bag: it sees which there are, but not their order. Rearrange the first three:
 # >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
 # >>> y = x[[2, 0, 1, 3]]
 # >>> attention(x, x, x)[3], attention(y, y, y)[3]        # what the last token receives
@@ -374,8 +380,8 @@ class CausalSelfAttention(nn.Module):
 # %% 7. GPT
 # Attention collects information; the MLP (multilayer perceptron) then processes it, one token at a
 # time. It has two linear layers, C -> 4C -> C. Two in a row could do no more than one, because the
-# product of two matrices is a matrix. So GELU bends the numbers between them: large positive ones
-# stay, and large negative ones become 0.
+# product of two matrices is a matrix. So GELU (Gaussian error linear unit) bends the numbers
+# between them: large positive ones stay, and large negative ones become 0.
 # >>> F.gelu(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]))
 # tensor([-0.0040, -0.1587,  0.0000,  0.8413,  2.9960])
 
@@ -402,9 +408,10 @@ class MLP(nn.Module):
 # >>> round(0.1**10, 4), round((1 + 0.1)**10, 4)
 # (0.0, 2.5937)
 
-# In a long sum, numbers can grow. LayerNorm brings the C numbers of a token to mean 0 and standard
-# deviation 1 before a layer reads them. Then it multiplies each channel by a learned number, which
-# begins at 1, and adds another, which begins at 0.
+# But a stream to which many layers add can grow. So that each layer reads numbers of the same size,
+# LayerNorm first brings the C numbers of a token to mean 0 and standard deviation 1. Then it
+# multiplies each channel by a learned number, which begins at 1, and adds another, which begins at
+# 0.
 # >>> nn.LayerNorm(4)(torch.tensor([10.0, 20.0, 30.0, 40.0])).data
 # tensor([-1.3416, -0.4472,  0.4472,  1.3416])
 
@@ -430,8 +437,7 @@ class Block(nn.Module):
         return x
 
 
-# This is the whole GPT, in the order in which data flows. The residual stream is the line at the
-# left:
+# This is the whole GPT, in the order in which data flows. The residual stream runs down the left:
 #
 #     embed          (B, T) -> (B, T, C), the token's vector plus the position's vector
 #      |
@@ -450,17 +456,17 @@ class GPT(nn.Module):
     """Predicts each token from all tokens so far: `logits, loss = model(idx, targets)`."""
     def __init__(self, config):
         super().__init__()
-        self.config, self.block_size = config, config.block_size    # the context; no Block is meant
+        self.config, self.block_size = config, config.block_size    # the context, not a Block
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList([Block(config) for _ in range(config.n_layer)])
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))   # a list
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.init_parameters()
 
     def init_parameters(self):
-        """Set the first parameters, where PyTorch's own small random numbers are not the best."""
+        """Choose first parameters where PyTorch's own, small random numbers, are not the best."""
         for name, p in self.named_parameters():
             if name.endswith("embedding.weight"):
                 nn.init.normal_(p, std=0.4)             # 0.4 was found by trying
@@ -484,14 +490,18 @@ class GPT(nn.Module):
         return logits, loss
 
 
-# An untrained GPT knows nothing. Its loss is even a little above ln(65), because its small random
-# preferences are wrong as often as right:
+# How can proj learn if it begins at 0? Its slope is the slope of what it yields times what it
+# reads, and neither is 0. In the first step, a block changes only its two proj. Then slopes pass
+# through them, and everything learns.
+#
+# An untrained GPT knows nothing. Its loss is even a little above ln(65): it has small random
+# preferences, and a bad surprise costs more than a lucky guess earns.
 # >>> _ = torch.manual_seed(0)                            # now your random numbers are those here
 # >>> model = GPT(Config())
-# >>> x = torch.randint(65, (12, 64))                     # any tokens will do
-# >>> logits, loss = model(x, x)
+# >>> x, y = torch.randint(65, (2, 12, 64))               # any tokens will do
+# >>> logits, loss = model(x, y)
 # >>> round(loss.item(), 1), round(math.log(65), 1)
-# (4.4, 4.2)
+# (4.3, 4.2)
 
 # How large is it? Measured in C^2, a block has 3 in qkv, 1 in attn.proj, and 4 in each layer of the
 # MLP. So three blocks have 3 * 12 * 128^2 = 589,824 parameters, which is nearly all of them:
@@ -501,11 +511,11 @@ class GPT(nn.Module):
 # %% 8. Training
 # Training is gradient descent, as in chapter 4: thousands of steps, each with a new batch. But
 # plain steps are slow, for two reasons. The slopes are noisy, because each comes from one small
-# batch. And they differ in size, so that no learning rate suits all parameters.
+# batch. And they differ in size, so that no single learning rate suits all parameters.
 #
 # Adam (Kingma & Ba 2015) has a remedy for both. For each parameter w with the slope g, it keeps a
-# running mean m of the slopes, in which noise cancels out, and a running mean v of their squares.
-# The root of v is the typical size of a slope, and w moves by m measured in this size:
+# running mean m of the slopes, in which noise cancels out, and a running mean v of their squares
+# (no value of chapter 5). The root of v is the typical size of a slope, in which m is measured:
 #
 #     m = 0.9 m + 0.1 g             over about 10 steps
 #     v = 0.99 v + 0.01 g^2         over about 100 steps
@@ -522,7 +532,7 @@ class GPT(nn.Module):
 # tensor([0.9000, 0.9000])
 
 # AdamW (Loshchilov & Hutter 2019) adds weight decay: each step also makes the matrices a little
-# smaller, so that their numbers stay large only if the loss needs them.
+# smaller, so that their numbers stay large only if the loss needs them, and memorize less.
 def build_optimizer(model, config):
     """AdamW. Matrices and tables decay; the vectors in biases and LayerNorms do not."""
     groups = [{"params": [p for p in model.parameters() if p.dim() >= 2]},
@@ -531,8 +541,9 @@ def build_optimizer(model, config):
                              fused=True)                    # fused: the same, faster
 
 
-# The learning rate changes on the way. At first it rises (warm-up), because the means of few slopes
-# are unreliable. Then it falls to 0: large steps come near a low loss quickly, small ones nearer.
+# The learning rate changes as training goes on. At first it rises (warm-up), because the means of
+# few slopes are unreliable. Then it falls to 0: large steps come near a low loss quickly, small
+# ones nearer.
 def learning_rate_at(step, config):
     """The learning rate in a step; the first is step 0."""
     peak, warmup = config.learning_rate, config.warmup_steps
@@ -570,7 +581,7 @@ def eval_mode(model):
     model.eval()
     try:
         with torch.no_grad():
-            yield
+            yield                                       # here runs what stands inside the `with`
     finally:
         model.train(was_training)
 
@@ -590,8 +601,8 @@ def evaluate(model, data):
 
 
 # `train` is a generator, so that its caller can print, or do something else, after each evaluation.
-# The training loss is a mean over the steps since the last one, when the model knew less. So it can
-# be higher than the validation loss.
+# The training loss is a mean over the steps since the previous evaluation, when the model still
+# knew less. So it can be higher than the validation loss.
 def train(model, train_data, val_data, config):
     """Train the model. After each evaluation, yield (step, train_loss, val_loss)."""
     optimizer, losses = build_optimizer(model, config), []
@@ -604,7 +615,8 @@ def train(model, train_data, val_data, config):
 
 # Remember "hello " from chapter 1. After an l, a bigram model has to choose between l and o, which
 # costs ln(2). Two of six characters are an l, so its loss is at least 2/6 ln(2) = 0.23. A tiny GPT
-# looks further back, and has to guess only where a window begins with an l:
+# looks further back, and has to guess only where a window begins with an l. (As this text repeats
+# itself, it serves for training and for validation.)
 # >>> tiny = Config(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=16, max_steps=300)
 # >>> data = encode_text("hello " * 100, tokenizer)
 # >>> bigram, gpt = BigramLanguageModel(5), GPT(tiny)
@@ -619,29 +631,30 @@ def train(model, train_data, val_data, config):
 # dull text that repeats itself. Drawing with the probabilities as they are sometimes picks a token
 # that spoils the text. Three settings lie between:
 #
-#     temperature     divide the logits by it: below 1 favors likely tokens, above 1 unlikely ones
+#     temperature     divide the logits by it: below 1, likely tokens become likelier still; above
+#                     1, probabilities come closer together; at 0, only the likeliest is left
 #     top_k           draw only from the k likeliest tokens
 #     top_p           draw only from the fewest tokens that together have at least the probability p
 def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     """The probabilities to draw the next token with: logits (B, V) -> (B, V)."""
-    if temperature == 0:                                            # only the likeliest token
-        temperature, top_k = 1.0, 1
-    probs = F.softmax(logits.float() / temperature, dim=-1)         # dim=-1: along each row
-    if top_k is None and top_p is None:
-        return probs
-    probs, tokens = probs.sort(dim=-1, descending=True)             # likeliest first, and their ids
+    if temperature == 0:
+        return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()   # 1 for the likeliest
+    probs = F.softmax(logits.float() / temperature, dim=-1)             # dim=-1: along each row
     if top_k is not None:
-        probs[:, max(top_k, 1):] = 0
-        probs = probs / probs.sum(dim=-1, keepdim=True)             # so that they sum to 1 again
-    if top_p is not None:
-        likelier = probs.cumsum(dim=-1) - probs                     # the sum of all before this one
-        probs[:, 1:][likelier[:, 1:] >= top_p] = 0                  # the likeliest always stays
+        likeliest = probs.topk(min(max(top_k, 1), probs.shape[-1])).values      # (B, V) -> (B, k)
+        probs = probs.where(probs >= likeliest[:, -1:], 0)              # at least the k-th of them
+        probs = probs / probs.sum(dim=-1, keepdim=True)                 # to sum to 1 again
+    if top_p is not None and top_p < 1:
+        likeliest = probs.sort(dim=-1, descending=True).values          # (B, V), all in order
+        before = likeliest.cumsum(dim=-1) - likeliest                   # the sum of those before
+        count = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)         # (B, 1), how many
+        probs = probs.where(probs >= likeliest.gather(-1, count - 1), 0)        # at least the last
         probs = probs / probs.sum(dim=-1, keepdim=True)
-    return torch.zeros_like(probs).scatter(-1, tokens, probs)       # each to the place of its token
+    return probs
 
 
-# With the logits of chapter 4 and a temperature of 0.5. Then the two likeliest tokens, and the
-# fewest that together have at least half the probability (the likeliest alone has 0.59):
+# Take the logits of chapter 4, first with a temperature of 0.5. Then the two likeliest tokens, and
+# the fewest that together have at least half the probability (the likeliest alone has 0.59):
 # >>> logits = torch.tensor([[2.0, 1.0, 0.0, 0.0, -1.0]])
 # >>> next_token_probabilities(logits, temperature=0.5)
 # tensor([[0.8515, 0.1152, 0.0156, 0.0156, 0.0021]])
@@ -655,7 +668,7 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
 def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
     """Continue idx (B, T), which is not empty, with any model -> (B, T + max_new_tokens).
 
-    generator: a torch.Generator to draw with. One thread a model, because this switches its mode.
+    generator: a torch.Generator to draw with. One model must not be used by two threads at once.
     """
     if idx.shape[1] == 0:
         raise ValueError("there must be at least one token to continue")
@@ -692,7 +705,8 @@ def bigram_config(config):
                    eval_interval=500, learning_rate=0.2, weight_decay=0.0)
 
 
-# At the end, both models finish lines that neither has seen, given the first 12 characters.
+# At the end, both models complete lines that neither has seen, given the first 12 characters. A
+# line is cut at 37, so that two fit side by side into a terminal.
 def finish_lines(model, tokenizer, val_text):
     """At most twenty lines of val_text, as the model finishes them: a list of str."""
     lines = [line for line in val_text.split("\n") if line]
@@ -725,14 +739,15 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
     finished = []
     DATA.mkdir(exist_ok=True)
     for kind, model in (("bigram", bigram), ("gpt", gpt)):
-        loss = evaluate(model.eval(), val_data)
+        model.eval()                                        # from now on, without dropout
+        loss = evaluate(model, val_data)
         print(f"\n{kind}: loss {loss:.3f}, perplexity {math.exp(loss):.1f}. It writes:\n")
         print(complete(model, tokenizer, text[0], 400))
         finished.append(finish_lines(model, tokenizer, val_text))
         content = "".join(line + "\n" for line in finished[-1])
         (DATA / f"{name}-{kind}.txt").write_text(content, encoding="utf-8")
 
-    print("\nBoth finish lines that they have never seen (left: bigram, right: gpt):\n")
+    print("\nBoth complete lines that they have never seen (left: bigram, right: gpt):\n")
     for left, right in zip(*finished):
         print(f"{left:<37} | {right}")
     print(f'\nTo compare:  diff -y -W 79 "{DATA}/{name}-bigram.txt" "{DATA}/{name}-gpt.txt"')
@@ -747,6 +762,10 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 #     gpt     step 1500  train 1.696  val 1.832
 #     gpt     step 3000  train 1.476  val 1.644
 #
+#     bigram: loss 2.492, perplexity 12.1. It writes:
+#
+#     Whe s h. fo INVe thapllie mily mpofond ssay tint oueld fleome inou ind t he the s t inobe y
+#
 #     gpt: loss 1.644, perplexity 5.2. It writes:
 #
 #     LADY ANNE:
@@ -759,7 +778,7 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 #     LUCIO:
 #     I am do lie, I'll be go of some in my rage.
 #
-#     Both finish lines that they have never seen (left: bigram, right: gpt):
+#     Both complete lines that they have never seen (left: bigram, right: gpt):
 #
 #     I have a dautiggr t APur              | I have a daughts?
 #     You are too he h n, thearoris s I I l | You are too me hence than blood still
@@ -768,8 +787,9 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 #     That, hearind tht the ou hen and osou | That, hearing that we of her bend so
 #     Her affabilis thithaut                | Her affabilish patient
 #
-# The bigram model has learned which letters follow each other, and hardly a word. The GPT writes
-# words, names and verses. They make no sense yet; that takes a larger model and more text.
+# The bigram model is as unsure as if it had to choose among 12 characters, and knows hardly any
+# word. The GPT chooses among 5, and writes words, names and verses. That they make sense takes a
+# larger model and more text.
 #
 # Now it is yours. These lines train it, and then ask what it expects after ROME:
 # >>> bigram, gpt, tokenizer = run("shakespeare", load_shakespeare(), Config())
@@ -777,12 +797,12 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 # >>> probs, ids = logits[0, -1].softmax(-1).topk(5)              # the five likeliest
 # >>> [(tokenizer.decode([i]), round(p, 3)) for p, i in zip(probs.tolist(), ids.tolist())]
 # [('O', 0.987), ('R', 0.005), ('N', 0.004), ('Y', 0.002), ('T', 0.0)]
-# >>> print(complete(gpt, tokenizer, "ROMEO:", 200))              # it writes whatever you begin
+# >>> print(complete(gpt, tokenizer, "ROMEO:", 200))              # it continues what you begin
 
 # From here to ChatGPT, the architecture stays nearly the same, and everything else grows:
 #
 #              parameters   layers   heads    width   context     tokens read
-#     ours    0.6 million        3       4      128        64       2 million
+#     ours    0.6 million        3       4      128        64     2.3 million
 #     GPT-2   1.5 billion       48      25    1,600     1,024  (40 GB of text)
 #     GPT-3   175 billion       96      96   12,288     2,048     300 billion
 #
@@ -790,8 +810,11 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 # become an assistant, the model is trained further: on conversations that people wrote, and then to
 # prefer the answers that people preferred (Ouyang et al. 2022).
 #
-# This file owes much to Andrej Karpathy's lecture "Let's build GPT" and his nanoGPT, and to Jay
-# Mody's picoGPT.
+# To go on: attention_toy.py shows what trained heads look at, tests/ablation.py what each part of a
+# GPT is worth, and the README how to train on a text of your own. The papers are "Attention is all
+# you need" (arXiv 1706.03762), Adam (1412.6980), AdamW (1711.05101), GPT-2 (Radford et al. 2019),
+# GPT-3 (2005.14165) and InstructGPT (Ouyang et al., 2203.02155). This file owes much to Andrej
+# Karpathy's lecture "Let's build GPT" and his nanoGPT, and to Jay Mody's picoGPT.
 
 
 # %% Appendix
@@ -875,10 +898,7 @@ def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, 
     """Yield each new token (B, 1) as soon as it is drawn. To be used in eval_mode."""
     check(type(model) in POSITIONS.values(), f"no cache for a {type(model).__name__}; use generate")
     check(idx.shape[1] > 0, "there must be at least one token to continue")
-    check(temperature == 0 or 1e-3 <= temperature < math.inf,
-          f"temperature must be 0 or at least 0.001, not {temperature}")
-    check(top_k is None or top_k >= 1, f"top_k must be at least 1, not {top_k}")
-    check(top_p is None or 0 < top_p <= 1, f"top_p must be above 0 and at most 1, not {top_p}")
+    check_sampling(temperature, top_k, top_p)
     T, window, cache = model.block_size, idx[:, -model.block_size:], KVCache(model)
     for _ in range(max_new_tokens):
         if window.shape[1] > T:                         # the newer half, and the newest token
@@ -888,6 +908,13 @@ def stream(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, 
         token = torch.multinomial(probs, 1, generator=generator)                # (B, V) -> (B, 1)
         window = torch.cat((window, token), dim=1)
         yield token
+
+
+def check_sampling(temperature, top_k, top_p):
+    check(temperature == 0 or 1e-3 <= temperature < math.inf,
+          f"temperature must be 0 or at least 0.001, not {temperature}")
+    check(top_k is None or top_k >= 1, f"top_k must be at least 1, not {top_k}")
+    check(top_p is None or 0 < top_p <= 1, f"top_p must be above 0 and at most 1, not {top_p}")
 
 
 def generate_cached(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None,
@@ -1026,14 +1053,6 @@ class Options(Config):
     dtype: str = "float32"          # bfloat16 computes with 16 bits: faster on some processors
 
 
-def build_gpt(options):
-    """The untrained GPT that the options describe."""
-    model = POSITIONS[options.position](options)
-    if options.head_start:
-        head_start(model)
-    return model
-
-
 def check_options(config):
     """A Config as Options of plain Python numbers. UserError if it cannot be trained with them."""
     values = {}
@@ -1062,6 +1081,15 @@ def check_options(config):
     check(size < 2**40, f"n_embd={C} and n_layer={options.n_layer} make {size:.0e} parameters, "
                         "which fit into no memory")
     return options
+
+
+def build_gpt(config):
+    """The untrained GPT that a Config or Options describe. UserError if there is none."""
+    options = check_options(config)
+    model = POSITIONS[options.position](options)
+    if options.head_start:
+        head_start(model)
+    return model
 
 
 # %% Appendix: Subwords
@@ -1657,19 +1685,18 @@ def sample_command(arguments):
     given = parser.parse_args(arguments)
     check_range("seed", given.seed, 0)
     check_range("the number of new tokens", given.tokens, 0)
+    check_sampling(given.temperature, given.top_k, given.top_p)
     path, device = find_run(given.run), choose_device(given.device)
     model, tokenizer = load_gpt2(path) if path.is_dir() else load_checkpoint(path)
     prompt = unescape(given.prompt) or default_prompt(tokenizer)
     idx = torch.tensor([encode_prompt(tokenizer, prompt)], device=device)           # (1, T)
-    tokens = stream(model.to(device), idx, given.tokens, given.temperature, given.top_k,
-                    given.top_p, torch.Generator(device).manual_seed(given.seed))
-    waiting, begun = [], False      # a character may be several tokens, and reads \ufffd until then
-    with eval_mode(model):
-        for token in tokens:
-            if not begun:           # the settings have been checked
-                say(f"{path} writes, with --seed {given.seed}:")
-                print(prompt, end="", flush=True)
-                begun = True
+    say(f"{path} writes, with --seed {given.seed}:")
+    print(prompt, end="", flush=True)
+    draw = torch.Generator(device).manual_seed(given.seed)
+    waiting = []                    # a character may be several tokens, and reads \ufffd until then
+    with eval_mode(model.to(device)):
+        for token in stream(model, idx, given.tokens, given.temperature, given.top_k, given.top_p,
+                            draw):
             if token.item() == getattr(tokenizer, "end", None):
                 break
             waiting.append(token.item())
