@@ -14,8 +14,8 @@ about two minutes on two cores of a laptop, without a GPU. The chapters:
 
 You should know Python, and have met matrix products, slopes, logarithms and standard deviations.
 You don't need to know PyTorch, the library that does the computing. From chapter 1 on, there is
-something to try in every chapter: start Python in the folder of this file, and type the lines that
-follow >>>, in order. Python's answers are shown below them.
+something to try in every chapter: start Python in the folder of this file, keep it open, and type
+the lines that follow >>>, in order. Python's answers are shown below them.
 
 A tensor is an array of numbers with a shape. The shape (2, 3) means 2 rows of 3 numbers, and () is
 a single number. A comment such as `# (B, T) -> (B, T, C)` says how a line changes the shape:
@@ -72,8 +72,8 @@ class Config:
 # >>> [after for before, after in zip(text, text[1:]) if before == "l"]
 # ['l', 'o', 'l', 'o', 'l', 'o']
 
-# Whoever sees only the l has to guess. One more character settles it: el is always followed by l,
-# and ll by o. The further a model looks back, the better it can predict.
+# If you see only the l, you have to guess. One more character settles it: el is always followed by
+# l, and ll by o. The further a model looks back, the better it can predict.
 #
 # Our text is Tiny Shakespeare, 1.1 million characters from Shakespeare's plays. The first run
 # downloads it to the folder data. Its fingerprint (SHA-256) shows whether it has arrived intact.
@@ -100,13 +100,13 @@ def load_shakespeare():
 # gets an integer, its id. Our tokens are characters. Large models use pieces of words.
 class CharTokenizer:
     def __init__(self, text):
-        self.vocabulary = "".join(sorted(set(text)))        # a character's id is its position here
+        self.vocabulary = "".join(sorted(set(text)))        # a character's id is its place here
         self.vocab_size = len(self.vocabulary)
         self.ids = {character: i for i, character in enumerate(self.vocabulary)}
 
     def encode(self, text):
         if unknown := set(text) - set(self.ids):
-            raise ValueError(f"{min(unknown)!r} is none of the {self.vocab_size} known characters")
+            raise ValueError(f"{min(unknown)!r} is not one of the {self.vocab_size} characters")
         return [self.ids[character] for character in text]
 
     def decode(self, ids):
@@ -118,12 +118,9 @@ class CharTokenizer:
 # >>> tokenizer.vocabulary, tokenizer.encode("hello"), tokenizer.decode([2, 1, 3, 3, 4])
 # (' ehlo', [2, 1, 3, 3, 4], 'hello')
 
-# A very long text, as a list of Python's integers, would fill the memory. So it is encoded in
-# parts, and a tensor keeps 32 bits for each token.
 def encode_text(text, tokenizer):
-    """The ids of a text, a tensor (N,)."""
-    parts = [text[i:i + 10**6] for i in range(0, len(text) or 1, 10**6)]
-    return torch.cat([torch.tensor(tokenizer.encode(part), dtype=torch.int32) for part in parts])
+    """The ids of a text, a tensor (N,), with 32 bits for each to save memory."""
+    return torch.tensor(tokenizer.encode(text), dtype=torch.int32)
 
 
 # %% 3. Batches
@@ -162,7 +159,7 @@ def get_batch(data, step, config):
 
 # A model that is tested on the text it practiced on might only have memorized it (overfitting). So
 # the last tenth is kept out of training, but never more than 200,000 characters, which are enough.
-# This validation split shows whether a model knows the language.
+# This validation split shows how a model does on text that it has not seen.
 def train_val_split(text):
     """The part of a text to train on, and the part to validate on."""
     n = max(len(text) * 9 // 10, len(text) - 200_000)
@@ -195,7 +192,7 @@ def train_val_split(text):
 # `weight`, and a tensor of ids is often called `idx`, short for indices.
 class BigramLanguageModel(nn.Module):
     """Predicts each token from the one before it: `logits, loss = model(idx, targets)`."""
-    block_size = 1                              # how many tokens it looks at
+    block_size = 1                              # how many tokens it looks at: its context
 
     def __init__(self, vocab_size):
         super().__init__()                      # every nn.Module begins with this
@@ -205,7 +202,7 @@ class BigramLanguageModel(nn.Module):
     def forward(self, idx, targets=None):
         """Token ids: idx, targets (B, T) -> logits (B, T, V), and the loss () or None."""
         logits = self.table(idx)                # (B, T) -> (B, T, V), the row of each token
-        # cross_entropy takes one long list, so flatten joins two dimensions: (B, T, V) -> (B*T, V).
+        # cross_entropy wants a row for each prediction: flatten makes (B*T, V) of (B, T, V).
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
@@ -219,8 +216,8 @@ class BigramLanguageModel(nn.Module):
 # >>> model.table.weight.data[0, 1] += 0.01               # .data: only the numbers
 # >>> logits, nudged = model(x, y)
 # >>> model.table.weight.data[0, 1] -= 0.01               # back to 0
-# >>> round(loss.item(), 4), round(nudged.item(), 4)      # item() makes a Python number
-# (1.6094, 1.6068)
+# >>> round(loss.item(), 5), round(nudged.item(), 5)      # item() makes a Python number
+# (1.60944, 1.60677)
 # >>> round(((nudged - loss) / 0.01).item(), 2)
 # -0.27
 
@@ -229,19 +226,20 @@ class BigramLanguageModel(nn.Module):
 # loss changes 0.5 * 0.2 = 0.1 times as fast as x. PyTorch remembers how the loss was computed, and
 # loss.backward() goes back through all of it, multiplying slopes. The slope of a parameter p is
 # then found in p.grad. All slopes together are called the gradient. In row 0 they are:
-# >>> loss.backward()
+# >>> loss.backward()                                     # the loss before the nudge
 # >>> model.table.weight.grad[0]
 # tensor([ 0.0667, -0.2667,  0.0667,  0.0667,  0.0667])
 
 # Token 1 has the same -0.27. There is a rule behind these numbers: take the probability of a token,
-# subtract 1 if this token came, and divide by the number of examples. Here, all probabilities are
-# 0.2, and there are three examples. Token 1 came, so its slope is (0.2 - 1) / 3 = -0.2667. The
-# others did not come, so their slope is 0.2 / 3 = 0.0667. (If token 0 occurred more often, the
-# slopes of its row would be added up.)
+# subtract 1 if this token came, and divide by the number of examples, because the loss is their
+# mean. Here, all probabilities are 0.2, and there are three examples. Token 1 came, so its slope is
+# (0.2 - 1) / 3 = -0.2667. The others did not come, so their slope is 0.2 / 3 = 0.0667. (If token 0
+# occurred more often, the slopes of its row would be added up.)
 #
-# A step of gradient descent subtracts a little of its slope from each parameter. So the logits of
-# tokens that came grow, the others shrink, and the loss falls. The learning rate says how much of
-# the slope is subtracted. The loss was 1.61. A single step, with a learning rate of 1, leads to:
+# A step of gradient descent changes each parameter, by subtracting a little of its slope. So the
+# logits of tokens that came grow, the others shrink, and the loss falls. The learning rate says how
+# much of the slope is subtracted. The loss was 1.61. A single step, with a learning rate of 1,
+# leads to:
 # >>> model.table.weight.data -= 1.0 * model.table.weight.grad
 # >>> logits, loss = model(x, y)
 # >>> round(loss.item(), 2)
@@ -254,13 +252,14 @@ class BigramLanguageModel(nn.Module):
 # They are parameters, and training finds what is useful.
 #
 # A token collects by a weighted mean. Say that three tokens hold the values 10, 20 and 30, and that
-# the third gives them the attention weights 0.9, 0.05 and 0.05. It then receives a number near 10,
-# because `@`, the matrix product, multiplies number by number and adds up:
+# the third gives them (itself, too) the attention weights 0.9, 0.05 and 0.05. It then receives
+# 11.5, close to 10, because most of the weight is on the first. `@`, the matrix product, computes
+# the sum:
 # >>> torch.tensor([0.9, 0.05, 0.05]) @ torch.tensor([10.0, 20.0, 30.0])
 # tensor(11.5000)
 
-# Where do attention weights come from? From the tokens themselves. Out of its C numbers, each token
-# makes three vectors of hs numbers (for now, think of hs as C):
+# Where do the attention weights come from? From the tokens themselves. Out of its C numbers, each
+# token makes three vectors of hs numbers:
 #
 #     a query     what am I looking for?
 #     a key       what do I offer to those who look?
@@ -268,6 +267,12 @@ class BigramLanguageModel(nn.Module):
 #
 # Why is the value not the key? You find a book by its title, and take home its text.
 #
+# Linear layers make these vectors. nn.Linear(C, D) turns C numbers into D: it multiplies them by a
+# matrix and adds a vector, its bias. Both are parameters, and begin as small random numbers. All
+# tokens share the same layer. Here, three tokens with C = 4 numbers each receive queries of hs = 2:
+# >>> nn.Linear(4, 2)(torch.randn(3, 4)).shape            # randn: random numbers
+# torch.Size([3, 2])
+
 # The dot product of one token's query with another token's key is a score, which is large if they
 # match. Let k hold the keys of three tokens, a row each. The third token asks; the first key
 # matches:
@@ -277,19 +282,20 @@ class BigramLanguageModel(nn.Module):
 # tensor([4., 0., 0.])
 
 # Softmax turns scores into attention weights, as it turned logits into probabilities. Before that,
-# scores are divided by sqrt(hs), because a sum of hs random products has a standard deviation of
-# sqrt(hs). With hs = 32, the largest of 64 weights would be about 0.7 before anything is learned.
-# After the division, it is about 0.1, and all tokens still have a say.
+# the scores are divided by sqrt(hs). A score is a sum of hs products, and if these are random,
+# their sum has a standard deviation of sqrt(hs). With hs = 32, the largest of 64 weights would be
+# about 0.7 before anything is learned. With the division, it is about 0.1, and all tokens have a
+# say.
 # >>> F.softmax(k @ query / math.sqrt(2), dim=0)          # exp(4 / 1.41) is 17 times exp(0)
 # tensor([0.8943, 0.0529, 0.0529])
 
-# One rule makes attention fit for writing, the causal mask: a token sees itself and those before
-# it, but none after it. Otherwise it could look up what it has to predict. The scores of later
-# tokens become minus infinity, so that their weights are 0, because exp(-infinity) is 0.
+# To write text, attention needs one more rule, the causal mask: a token sees itself and those
+# before it, but none after it. Otherwise it could look up what it has to predict. The scores of
+# later tokens become minus infinity. Then their weights are 0, because exp(-infinity) is 0.
 #
-# That is all. For every token at once, let q, k and v have a row for each token, and let k^T be k
-# with rows and columns exchanged. Then row i of q @ k^T holds the scores of query i with all keys,
-# and attention is four lines (Vaswani et al. 2017):
+# Now for all tokens at once. Let q, k and v have a row for each token, and let k^T be k with rows
+# and columns exchanged. Then row i of q @ k^T holds the scores of query i with all keys, and
+# attention is four lines (Vaswani et al. 2017):
 def attention(q, k, v):
     """softmax(q @ k^T / sqrt(hs)) @ v, causally masked: three of (..., T, hs) -> (..., T, hs)."""
     # The dots stand for any dimensions in front, such as B. -2 and -1 are the last two dimensions.
@@ -299,23 +305,23 @@ def attention(q, k, v):
     return weights @ v                                  # (..., T, T) @ (..., T, hs) -> (..., T, hs)
 
 
-# To see the weights, take the identity matrix as values. The last row is the one from above:
+# To see the weights, take the identity matrix as values, because weights @ identity are the
+# weights. The last row is the one from above:
 # >>> q = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
 # >>> attention(q, k, torch.eye(3))
 # tensor([[1.0000, 0.0000, 0.0000],
 #         [0.0558, 0.9442, 0.0000],
 #         [0.8943, 0.0529, 0.0529]])
 
-# Who makes queries, keys and values? A linear layer, nn.Linear(C, D), turns C numbers into D: it
-# multiplies them by a matrix and adds a vector, its bias. Both are parameters, and begin as small
-# random numbers. All tokens share one layer. Here it makes 12 numbers out of 4, for each of three
-# tokens: 4 for the query, 4 for the key, and 4 for the value.
-# >>> nn.Linear(4, 12)(torch.randn(3, 4)).shape           # randn: random numbers
-# torch.Size([3, 12])
+# PyTorch has the same function, made faster. From now on, we use that one:
+# >>> v = torch.tensor([[10.0], [20.0], [30.0]])
+# >>> attention(q, k, v)[2], F.scaled_dot_product_attention(q, k, v, is_causal=True)[2]
+# (tensor([11.5857]), tensor([11.5857]))
 
 # A token may need several things at once, such as the last vowel and the beginning of the word. But
-# it receives a single mean. So a GPT has several heads, each with queries, keys and values of its
-# own. The C numbers of a query are cut into nh groups of hs numbers, one group for each head:
+# it receives a single mean. So a GPT has nh heads, each with queries, keys and values of its own,
+# of hs = C / nh numbers. One linear layer makes the queries of all heads, C numbers for each token.
+# They are then cut into nh groups, one for each head:
 #
 #                                            head 0      head 1
 #     query of token 0     1 2 3 4             1 2         3 4
@@ -326,14 +332,16 @@ def attention(q, k, v):
 def split_heads(x, n_head):
     """Give each head its part of the channels: (B, T, C) -> (B, nh, T, hs)."""
     B, T, C = x.shape
-    return x.view(B, T, n_head, C // n_head).transpose(1, 2)    # view cuts C, transpose swaps T, nh
+    x = x.view(B, T, n_head, C // n_head)               # view cuts C in two: -> (B, T, nh, hs)
+    return x.transpose(1, 2)                            # transpose swaps two: -> (B, nh, T, hs)
 
 
 # >>> split_heads(torch.tensor([[[1, 2, 3, 4], [5, 6, 7, 8]]]), 2).tolist()
 # [[[[1, 2], [5, 6]], [[3, 4], [7, 8]]]]
 
-# This module puts it together. Its last layer, proj (projection), mixes what the heads have found,
-# which until then lies in separate channels. `attend` is a method, so that it can be replaced.
+# This module puts it together. Its layer qkv makes queries, keys and values at once. The last
+# layer, proj (projection), mixes what the heads have found, which until then lies in separate
+# channels.
 class CausalSelfAttention(nn.Module):
     """Each token collects from itself and those before it: (B, T, C) -> (B, T, C)."""
     def __init__(self, config):
@@ -344,21 +352,23 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(C, 3 * C)
         self.proj = nn.Linear(C, C)
 
-    def attend(self, q, k, v):
-        """PyTorch's version of `attention`, which is faster: (B, nh, T, hs) -> (B, nh, T, hs)."""
+    def attend(self, q, k, v):                          # a method, so that it can be replaced
+        """Three of (B, nh, T, hs) -> (B, nh, T, hs)."""
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
     def forward(self, x):
-        q, k, v = self.qkv(x).chunk(3, dim=-1)                  # (B, T, 3C) -> three of (B, T, C)
-        q, k, v = (split_heads(z, self.n_head) for z in (q, k, v))      # -> three of (B, nh, T, hs)
-        y = self.attend(q, k, v)                                # three of (B, nh, T, hs) -> one
-        return self.proj(y.transpose(1, 2).flatten(2))          # -> (B, T, nh, hs) -> (B, T, C)
+        q, k, v = self.qkv(x).chunk(3, dim=-1)          # (B, T, C) -> three of (B, T, C)
+        q, k, v = (split_heads(z, self.n_head) for z in (q, k, v))      # three of (B, nh, T, hs)
+        y = self.attend(q, k, v)                        # (B, nh, T, hs)
+        y = y.transpose(1, 2).flatten(2)                # (B, T, nh, hs) -> (B, T, C), as it was
+        return self.proj(y)
 
 
 # Is it causal? Change the last of three tokens, and see which results stay as they were:
 # >>> layer = CausalSelfAttention(Config(n_embd=4, n_head=2))
-# >>> x, change = torch.randn(1, 3, 4), torch.tensor([[[0.0], [0.0], [1.0]]])
-# >>> (layer(x) == layer(x + change)).all(dim=-1)
+# >>> x, y = torch.randn(2, 1, 3, 4)                      # two of (B, T, C) = (1, 3, 4)
+# >>> y[:, :2] = x[:, :2]                                 # the first two tokens are the same
+# >>> (layer(x) == layer(y)).all(dim=-1)
 # tensor([[ True,  True, False]])
 
 # %% 6. Positions
@@ -370,8 +380,8 @@ class CausalSelfAttention(nn.Module):
 # (tensor([1.6089, 0.1956]), tensor([1.6089, 0.1956]))
 
 # But "dog bites man" is not "man bites dog". So each token must carry its position. A second table,
-# learned like the first, has a vector for each position in the context. It is added to the vector
-# of the token, and then the same token is different at each place:
+# learned like that of the embeddings, has a vector for each position in the context. It is added to
+# the vector of the token, and then the same token is different at each place:
 # >>> positions = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
 # >>> x, y = x + positions, y + positions
 # >>> attention(x, x, x)[3], attention(y, y, y)[3]
@@ -379,9 +389,9 @@ class CausalSelfAttention(nn.Module):
 
 # %% 7. GPT
 # Attention collects information; the MLP (multilayer perceptron) then processes it, one token at a
-# time. It has two linear layers, C -> 4C -> C. Two in a row could do no more than one, because the
-# product of two matrices is a matrix. So GELU (Gaussian error linear unit) bends the numbers
-# between them: large positive ones stay, and large negative ones become 0.
+# time. It has two linear layers, C -> 4C -> C (four times is usual). Two in a row could do no more
+# than one, because the product of two matrices is a matrix. So GELU (Gaussian error linear unit)
+# bends the numbers between them: large positive ones stay, and large negative ones become 0.
 # >>> F.gelu(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]))
 # tensor([-0.0040, -0.1587,  0.0000,  0.8413,  2.9960])
 
@@ -393,7 +403,7 @@ class MLP(nn.Module):
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        x = F.gelu(self.fc(x), approximate="tanh")      # (B, T, C) -> (B, T, 4C); tanh as in GPT-2
+        x = F.gelu(self.fc(x), approximate="tanh")      # (B, T, C) -> (B, T, 4C); fast, as in GPT-2
         return self.proj(x)                             # (B, T, 4C) -> (B, T, C)
 
 
@@ -416,8 +426,8 @@ class MLP(nn.Module):
 # tensor([-1.3416, -0.4472,  0.4472,  1.3416])
 
 # In a long training, a model may learn its text by heart. Dropout sets a random share of the
-# numbers to zero, so that it cannot rely on any of them, and enlarges the others, so that the mean
-# stays the same. When the model writes, dropout is off.
+# numbers to zero, so that the model cannot rely on any of them. The others are enlarged, and the
+# mean stays the same. When the model writes, dropout is off.
 # >>> nn.Dropout(0.5)(torch.ones(1000)).unique()          # which numbers are there?
 # tensor([0., 2.])
 
@@ -437,7 +447,8 @@ class Block(nn.Module):
         return x
 
 
-# This is the whole GPT, in the order in which data flows. The residual stream runs down the left:
+# Blocks with attention and an MLP make a transformer, the T in GPT. This is the whole of it, in the
+# order in which data flows. The residual stream runs down the left:
 #
 #     embed          (B, T) -> (B, T, C), the token's vector plus the position's vector
 #      |
@@ -460,7 +471,7 @@ class GPT(nn.Module):
         self.token_embedding = nn.Embedding(config.vocab_size, config.n_embd)
         self.position_embedding = nn.Embedding(config.block_size, config.n_embd)
         self.dropout = nn.Dropout(config.dropout)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))   # a list
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.init_parameters()
@@ -496,15 +507,16 @@ class GPT(nn.Module):
 #
 # An untrained GPT knows nothing. Its loss is even a little above ln(65): it has small random
 # preferences, and a bad surprise costs more than a lucky guess earns.
-# >>> _ = torch.manual_seed(0)                            # now your random numbers are those here
+# >>> _ = torch.manual_seed(0)                            # so that you get the same random numbers
 # >>> model = GPT(Config())
 # >>> x, y = torch.randint(65, (2, 12, 64))               # any tokens will do
 # >>> logits, loss = model(x, y)
 # >>> round(loss.item(), 1), round(math.log(65), 1)
 # (4.3, 4.2)
 
-# How large is it? Measured in C^2, a block has 3 in qkv, 1 in attn.proj, and 4 in each layer of the
-# MLP. So three blocks have 3 * 12 * 128^2 = 589,824 parameters, which is nearly all of them:
+# How large is it? In units of C^2, a block has 3 in qkv, 1 in attn.proj and 4 in each layer of the
+# MLP, which makes 12. So three blocks have 3 * 12 * 128^2 = 589,824 parameters. The rest are mostly
+# tables:
 # >>> sum(p.numel() for p in model.parameters())          # numel counts the numbers in a tensor
 # 619904
 
@@ -515,17 +527,19 @@ class GPT(nn.Module):
 #
 # Adam (Kingma & Ba 2015) has a remedy for both. For each parameter w with the slope g, it keeps a
 # running mean m of the slopes, in which noise cancels out, and a running mean v of their squares
-# (no value of chapter 5). The root of v is the typical size of a slope, in which m is measured:
+# (not a value of chapter 5). So sqrt(v) is the typical size of a slope. Adam divides m by it, and
+# the step no longer depends on how large the slopes are:
 #
 #     m = 0.9 m + 0.1 g             over about 10 steps
 #     v = 0.99 v + 0.01 g^2         over about 100 steps
 #     w = w - learning_rate * m / sqrt(v)
 #
-# (Both means begin at 0, so in step t, Adam first divides them by 1 - 0.9^t and 1 - 0.99^t.) If its
-# slopes agree, a parameter moves by about the learning rate, whatever their size; if they
-# contradict each other, it moves less. Try a first step with the slopes 100 and 0.01:
+# Both means begin at 0 and are too small at first: after one step, m is only 0.1 g. So Adam uses m
+# / (1 - 0.9^t) and v / (1 - 0.99^t) in step t, which makes g and g^2 of them in the first. If its
+# slopes agree, a parameter moves by about the learning rate; if they contradict each other, it
+# moves less. Try a first step with the slopes 100 and 0.01:
 # >>> w = nn.Parameter(torch.tensor([1.0, 1.0]))
-# >>> adam = torch.optim.AdamW([w], lr=0.1, weight_decay=0.0)
+# >>> adam = torch.optim.AdamW([w], lr=0.1, weight_decay=0.0)         # without decay, it is Adam
 # >>> (w @ torch.tensor([100.0, 0.01])).backward()
 # >>> adam.step()
 # >>> w.data
@@ -534,22 +548,22 @@ class GPT(nn.Module):
 # AdamW (Loshchilov & Hutter 2019) adds weight decay: each step also makes the matrices a little
 # smaller, so that their numbers stay large only if the loss needs them, and memorize less.
 def build_optimizer(model, config):
-    """AdamW. Matrices and tables decay; the vectors in biases and LayerNorms do not."""
+    """AdamW. Matrices and tables decay; the few numbers in biases and LayerNorms do not."""
     groups = [{"params": [p for p in model.parameters() if p.dim() >= 2]},
               {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
     return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=config.weight_decay,
                              fused=True)                    # fused: the same, faster
 
 
-# The learning rate changes as training goes on. At first it rises (warm-up), because the means of
-# few slopes are unreliable. Then it falls to 0: large steps come near a low loss quickly, small
-# ones nearer.
+# The learning rate changes as training goes on. At first it rises (warm-up), because a mean of only
+# a few slopes is unreliable. Then it falls to 0: large steps make fast progress at first, and small
+# steps are needed to settle at a low loss.
 def learning_rate_at(step, config):
     """The learning rate in a step; the first is step 0."""
     peak, warmup = config.learning_rate, config.warmup_steps
     if step < warmup:
         return peak * (step + 1) / warmup
-    return peak * max(config.max_steps - step, 0) / max(config.max_steps - warmup, 1)
+    return peak * (config.max_steps - step) / max(config.max_steps - warmup, 1)
 
 
 # At the beginning, halfway up, at the peak, halfway down, and at the end:
@@ -594,7 +608,7 @@ def evaluate(model, data):
         raise ValueError(f"block_size={T} needs a validation text of more than {len(data)} tokens")
     windows, total = data.unfold(0, T + 1, T), 0.0      # (N,) -> (n, T+1)
     with eval_mode(model):
-        for some in windows.split(max(1, 2048 // T)):   # all at once would fill the memory
+        for some in windows.split(max(1, 2048 // T)):   # 2,048 tokens at a time, to save memory
             logits, loss = model(some[:, :-1].long(), some[:, 1:].long())
             total += loss.item() * len(some)
     return total / len(windows)
@@ -628,8 +642,8 @@ def train(model, train_data, val_data, config):
 
 # %% 9. Sampling
 # The model gives probabilities; a text needs decisions. Always taking the likeliest token makes a
-# dull text that repeats itself. Drawing with the probabilities as they are sometimes picks a token
-# that spoils the text. Three settings lie between:
+# dull text that repeats itself. Drawing from the unchanged probabilities will now and then pick a
+# token that spoils the text. Three settings help:
 #
 #     temperature     divide the logits by it: below 1, likely tokens become likelier still; above
 #                     1, probabilities come closer together; at 0, only the likeliest is left
@@ -668,7 +682,8 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
 def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
     """Continue idx (B, T), which is not empty, with any model -> (B, T + max_new_tokens).
 
-    generator: a torch.Generator to draw with. One model must not be used by two threads at once.
+    generator: a torch.Generator to draw with. Two threads must not share one model, because it is
+    switched to eval mode while it writes.
     """
     if idx.shape[1] == 0:
         raise ValueError("there must be at least one token to continue")
@@ -768,15 +783,16 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 #
 #     gpt: loss 1.644, perplexity 5.2. It writes:
 #
+#     Filly more it with the death expaning disgerst,
+#     And poursed thoughters her her bloody so sake him
+#     We art of we wake a when my friends none have so.
+#
 #     LADY ANNE:
 #     I'll is head, do the brother dead news of my prayers.
 #
 #     First Watchmen:
 #     Not I come do being in this me stop,
 #     As to bebe your post so staym means..
-#
-#     LUCIO:
-#     I am do lie, I'll be go of some in my rage.
 #
 #     Both complete lines that they have never seen (left: bigram, right: gpt):
 #
@@ -788,10 +804,12 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 #     Her affabilis thithaut                | Her affabilish patient
 #
 # The bigram model is as unsure as if it had to choose among 12 characters, and knows hardly any
-# word. The GPT chooses among 5, and writes words, names and verses. That they make sense takes a
-# larger model and more text.
+# word. The GPT chooses among 5, and writes words, names and verses. To make sense, it would have to
+# be larger and read more. In the end, its training loss is below its validation loss: it has begun
+# to know its text better than the language.
 #
-# Now it is yours. These lines train it, and then ask what it expects after ROME:
+# Now it is yours. These lines train it once more, in two minutes, and ask what it expects after
+# ROME:
 # >>> bigram, gpt, tokenizer = run("shakespeare", load_shakespeare(), Config())
 # >>> logits, loss = gpt(torch.tensor([tokenizer.encode("ROME")]))
 # >>> probs, ids = logits[0, -1].softmax(-1).topk(5)              # the five likeliest
@@ -1459,8 +1477,9 @@ class LongRun:
             trained.load_state_dict(self.saved.model.state_dict())
             self.step, self.losses, self.best = before.step, list(before.losses), before.best
             self.history, self.saved_step = list(before.history), before.step
-            say(f"{self.name}: going on from step {self.step}, where the learning rate is "
-                f"{learning_rate_at(self.step, options):.1e}")
+            rate = learning_rate_at(self.step, options)     # longer max_steps raise it again
+            say(f"{self.name}: going on from step {self.step} of {options.max_steps}, with a "
+                f"learning rate of {rate:.1e}")
         trained.to(self.device)
         self.prepare(trained, options)
         optimizer = build_optimizer(trained, options)
@@ -1619,7 +1638,9 @@ def run_command(arguments, long_run_class=LongRun):
                   for some in (part[:8 * config.block_size + 8], part)),
               f"the text is too short: each part needs more than block_size={config.block_size} "
               f"tokens, and the smaller one has {len(tokenizer.encode(part))}")
-    text_path = given.text.resolve() if given.text else saved and saved.progress.text_path
+    text_path = saved and saved.progress.text_path
+    if given.text is not None:
+        text_path = given.text.expanduser().resolve()
     with long_run_class(name, text, tokenizer, saved, device, given.compile,
                         text_path) as long_run:
         try:
@@ -1661,8 +1682,8 @@ def load_text_of(saved, path=None):
     """(name, text): what a saved run learned from; else a UserError."""
     progress = saved.progress
     path = path or (progress.text_path and Path(progress.text_path))
-    check(path is None or path.exists(), f"{path}, the text of {saved.path}, is gone; name it "
-                                         "with --text")
+    check(path is None or path.expanduser().exists(),
+          f"{path}, the text of {saved.path}, is gone; name it with --text")
     name, text = load_text(path, progress.text_sha256)
     check(hash_of(text) == progress.text_sha256,
           f"{path or 'the text'} is not what {saved.path} was trained on, or has changed since")

@@ -4,6 +4,7 @@ import contextlib
 import csv
 import io
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -167,3 +168,33 @@ def counted_bigram(tokens, vocab_size):
     model = gpt.BigramLanguageModel(vocab_size)
     model.table.weight.data = counts.log()              # never seen: -inf, probability 0
     return model
+
+
+TINY = ["--block_size", 16, "--n_layer", 1, "--n_head", 2, "--n_embd", 16, "--dropout", 0.1, "--max_steps", 40,
+        "--eval_interval", 15]
+CATS = ["--text", "cats.txt", *TINY]
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """One run of `python gpt.py` on a small text: its folder, and what it printed and said."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "cats.txt").write_text(TEXT)
+    with chdir(folder):
+        code, output, error = main(*CATS)
+    assert code == 0, error
+    return folder, output, error
+
+
+@pytest.fixture
+def cats(in_tmp):
+    """The current folder, with that text in it."""
+    (in_tmp / "cats.txt").write_text(TEXT)
+    return in_tmp
+
+
+@pytest.fixture
+def copy(trained, cats):
+    """The current folder, with a copy of that run in it."""
+    shutil.copytree(trained[0] / "data", cats / "data")
+    return cats

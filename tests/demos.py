@@ -9,7 +9,7 @@
 demo    data set                    tokenizer   time     what you learn
 hello   "hello world", repeated     characters  10 s     a pattern that is no more than a phrase is
                                                          learned to the last character
-count   0 1 2 ... 9 0 1, repeated   characters  10 s     how little that takes: 4,688 parameters, and
+count   0 1 2 ... 9 0 1, repeated   characters  10 s     how little that takes: 3,920 parameters, and
                                                          all that they write is right
 random  random characters           characters  10 s     what is true of any sound GPT, even where
                                                          there is nothing to learn
@@ -36,9 +36,9 @@ from pathlib import Path
 from typing import Callable
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
-from gpt import (BPETokenizer, Config, LongRun, Parser, build_char_tokenizer, check, check_config, choose_device,
-                 complete, encode_text, escape_control, evaluate, generate, get_batch, heading, progress, run,
-                 run_cleanly, split, train_bpe)
+from gpt import (DATA, GPT, BPETokenizer, CharTokenizer, LongRun, Options, Parser, build_gpt, check, check_options,
+                 choose_device, complete, encode_text, evaluate, generate, generate_cached, get_batch, load_checkpoint,
+                 run, run_cleanly, show_progress, train_bpe, train_val_split)
 import torch
 
 # %% The checks
@@ -59,7 +59,7 @@ def check_pattern(pattern, model, bigram, tokenizer, text):
 def check_architecture(model, bigram, tokenizer, text):
     """What must be true of any GPT, whatever it has learned, and what training must be able to do."""
     V, T = tokenizer.vocab_size, model.block_size
-    data = encode_text(split(text)[1], tokenizer)
+    data = encode_text(train_val_split(text)[1], tokenizer)
     x, y = get_batch(data, 0, model.config)                                 # two of (B, T)
     later = torch.cat((x[:, :T // 2], (x[:, T // 2:] + 1) % V), dim=1)      # other tokens in the later half
     with torch.no_grad():
@@ -67,9 +67,8 @@ def check_architecture(model, bigram, tokenizer, text):
     changed = (changed != logits).any(dim=-1).any(dim=0)                    # (B, T, V) -> (T,)
     learner = copy.deepcopy(model).train()
     learner(x, y)[1].backward()
-    trained = [p for p in learner.parameters() if p.requires_grad]
-    reached = [p.grad is not None and bool(p.grad.any()) for p in trained]
-    optimizer = torch.optim.AdamW(trained, lr=1e-2)
+    reached = [p.grad is not None and bool(p.grad.any()) for p in learner.parameters()]
+    optimizer = torch.optim.AdamW(learner.parameters(), lr=1e-2)
     for _ in range(200):
         _, loss = learner(x, y)
         optimizer.zero_grad()
@@ -92,7 +91,8 @@ def check_architecture(model, bigram, tokenizer, text):
 PYTHON_FILES = """[a-z]*.py asyncio/*.py collections/*.py concurrent/futures/*.py ctypes/*.py curses/*.py dbm/*.py
     email/*.py html/parser.py http/*.py importlib/*.py json/*.py logging/*.py multiprocessing/*.py sqlite3/*.py
     tkinter/*.py unittest/*.py urllib/*.py venv/*.py wsgiref/*.py xml/*/*.py xmlrpc/*.py zoneinfo/*.py"""
-CODER = Config(vocab_size=1024, block_size=128, n_layer=4, batch_size=8, max_steps=5000, position="rotary")
+CODER = Options(vocab_size=1024, block_size=128, n_layer=4, batch_size=8, max_steps=5000, position="rotary",
+                head_start=True)
 FUNCTION_TOKENS = 400               # the most that it writes of a function
 TEMPERATURE = 0.3                   # at which it completes functions: low, so that few tokens spoil them
 LEAST_SHARE = 0.65                  # of these functions, Python must accept so many
@@ -109,12 +109,12 @@ def python_files(folder=None):
 
 
 def python_text(folder=None):
-    """All files as one text. The ones that are held out come last, and split() cuts where they begin."""
+    """All files as one text. The ones that are held out come last, and train_val_split cuts where they begin."""
     texts = [path.read_text(encoding="utf-8-sig", errors="replace") for path in python_files(folder)]
     texts = [text for text in texts if text.strip()]
     check(texts, f"there are no Python files in {folder or Path(ast.__file__).parent}")
     if len(texts) < 10:                                     # of few files, the last tenth of each
-        parts = [split(text) for text in texts]             # (split() takes at most 200,000 characters)
+        parts = [train_val_split(text) for text in texts]   # (which takes at most 200,000 characters)
     else:                                                   # else every tenth, and more if those are short
         order = sorted(random.Random(0).sample(range(len(texts)), len(texts)), key=lambda i: i % 10 != 9)
         sizes = [len(texts[i]) for i in order]
@@ -148,14 +148,15 @@ def first_function(text):
 
 def share_of_functions(model, tokenizer, headers):
     """What share of functions does Python accept, when the model completes them from their first lines?"""
+    write = generate_cached if isinstance(model, GPT) else generate
     generator = torch.Generator().manual_seed(0)
     prompts, accepted = [tokenizer.encode("\n" + header) for header in headers], []
     for _, group in groupby(sorted(prompts, key=len), key=len):             # all of one length at once
-        progress(f"completing functions: {len(accepted)} of {len(headers)}")
+        show_progress(f"completing functions: {len(accepted)} of {len(headers)}")
         idx = torch.tensor(list(group))                                     # (B, T)
-        written = generate(model, idx, FUNCTION_TOKENS, temperature=TEMPERATURE, generator=generator)
+        written = write(model, idx, FUNCTION_TOKENS, temperature=TEMPERATURE, generator=generator)
         accepted += [first_function(tokenizer.decode(row)[1:])[1] for row in written.tolist()]
-    progress()
+    show_progress()
     return sum(accepted) / len(accepted)
 
 
@@ -173,13 +174,13 @@ def check_python(folder, model, bigram, tokenizer, text):
     """How well does the model know Python? It is asked about files and functions that were held out."""
     for prompt in "\ndef forward(self, x):", "\nimport":                    # the space belongs to the next token
         for temperature in 0, 0.5:
-            heading(f"{prompt.strip()} ... at a temperature of {temperature}")
-            written = complete(model, tokenizer, prompt, 100, 0, temperature=temperature)
-            print(escape_control("\n".join(written.strip().split("\n")[:6])))
+            print(f"\n{prompt.strip()} ... at a temperature of {temperature}:\n")
+            written = complete(model, tokenizer, prompt, 100, temperature=temperature)
+            print("\n".join(written.strip().split("\n")[:6]))
     known = {path.parent.name if path.stem == "__init__" else path.stem for path in python_files(folder)}
     lines = [complete(model, tokenizer, "\nimport", 8, seed, temperature=0.5 if seed else 0) for seed in range(21)]
     greedy, *others = (names_module(line, known) for line in lines)
-    val_text = split(text)[1]
+    val_text = train_val_split(text)[1]
     headers = FIRST_LINE.findall(val_text)
     headers = headers[::max(1, len(headers) // 200)][:200]
     data, n_bytes = encode_text(val_text, tokenizer), len(val_text.encode(errors="replace"))
@@ -198,28 +199,28 @@ def check_python(folder, model, bigram, tokenizer, text):
 
 HELLO, COUNT = "hello world\n", "0 1 2 3 4 5 6 7 8 9 "
 HUNDRED = string.printable[:94] + "ÄÖÜäöü"          # so many different characters
-SMALL = Config(block_size=16, n_layer=2, n_embd=32, max_steps=200, warmup_steps=20, eval_interval=50)
+SMALL = Options(block_size=16, n_layer=2, n_embd=32, max_steps=200, warmup_steps=20, eval_interval=50)
 
 
 @dataclass
 class Demo:
     text: Callable                  # makes it
-    config: Config
+    config: Options
     check: Callable                 # (model, bigram, tokenizer, text) -> findings
     subwords: bool = False
 
 
 DEMOS = {
     "hello": Demo(lambda: 500 * HELLO, SMALL, partial(check_pattern, HELLO)),
-    "count": Demo(lambda: 500 * COUNT, replace(SMALL, block_size=64, n_layer=1, n_head=2, n_embd=16, max_steps=300,
-                                               learning_rate=1e-2), partial(check_pattern, COUNT)),
+    "count": Demo(lambda: 500 * COUNT, replace(SMALL, n_layer=1, n_head=2, n_embd=16, max_steps=300, learning_rate=1e-2),
+                  partial(check_pattern, COUNT)),
     "random": Demo(lambda: "".join(random.Random(1337).choices(HUNDRED, k=100_000)), SMALL, check_architecture),
     "coder": Demo(python_text, CODER, partial(check_python, None), subwords=True)}
 
 
 def show_check(findings):
     """Print findings, and return whether all of them held."""
-    heading("The check")
+    print("\nThe check:\n")
     for held, what in findings:
         print(textwrap.fill(f"{'held' if held else 'FAILED'}: {what}", 79, subsequent_indent="    "))
     return all(held for held, _ in findings)
@@ -237,12 +238,13 @@ def command(arguments):
     if options.code is not None:
         check(options.code.is_dir(), f"there is no folder {options.code}")
         demo = replace(demo, text=partial(python_text, options.code), check=partial(check_python, options.code))
-    text, config = demo.text(), demo.config
-    config = check_config(replace(config, max_steps=config.max_steps if options.steps is None else options.steps))
-    tokenizer = (BPETokenizer(train_bpe(split(text)[0], config.vocab_size)) if demo.subwords else
-                 build_char_tokenizer(text))
-    long_run = LongRun(name, text, tokenizer, device=choose_device())       # like train, and it saves what it has
-    bigram, model, tokenizer, _ = run(name, text, config, tokenizer, long_run)
+    config = demo.config if options.steps is None else replace(demo.config, max_steps=options.steps)
+    text, config = demo.text(), check_options(config)
+    tokenizer = (BPETokenizer(train_bpe(train_val_split(text)[0], config.vocab_size)) if demo.subwords else
+                 CharTokenizer(text))
+    with LongRun(name, text, tokenizer, device=choose_device()) as long_run:
+        bigram, _, _ = run(name, text, config, tokenizer, build_gpt, long_run)
+        model, _ = load_checkpoint(DATA / f"{name}.pt")     # its best parameters; run returns the last
     return 0 if show_check(demo.check(model, bigram, tokenizer, text)) else 1
 
 

@@ -6,14 +6,16 @@ Each process holds the whole model and works on its share of every batch. Once b
 all processes exchange theirs and go on with the mean, which is the gradient of the whole batch. So each of them clips
 it alike and makes the same step, and no parameters have to be sent. This is called data parallelism.
 
-It proves that the story of gpt.py needs no trace of this: `run` is given another LongRun, and stays as it is. And it
-proves that the processes never drift apart: at the end, all compare their parameters. The first one prints and saves;
-with CUDA, each has a GPU of its own. (It needs no more than one computer: all read the same text and the same data/.)
+It shows that gpt.py needs no trace of this: `run` is given another LongRun, and stays as it is. And it makes sure that
+the processes never drift apart: at the end, they compare their parameters. Only the first one prints, saves and lets
+the models write. With CUDA, each has a GPU of its own. They run on one computer, because they read the same files.
 """
 
+import io
 import os
 import sys
 import time
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,8 +24,6 @@ import gpt  # before torch: it silences torch's warning that NumPy is missing
 import torch
 import torch.distributed as dist
 import torch.nn as nn
-
-train = gpt.train
 
 
 def all_equal(x):
@@ -59,61 +59,59 @@ def average_gradients(model):
 class ParallelRun(gpt.LongRun):
     """A LongRun that shares its work with those of the other processes."""
 
-    def __init__(self, name, text, tokenizer, saved=None, device="cpu", *others):
-        if device == "cuda":
-            device = f"cuda:{os.environ['LOCAL_RANK']}"
-            torch.cuda.set_device(device)
-        dist.init_process_group("nccl" if device.startswith("cuda") else "gloo")
-        super().__init__(name, text, tokenizer, saved, device, *others)
+    def __enter__(self):
+        if self.device == "cuda":
+            self.device = f"cuda:{os.environ['LOCAL_RANK']}"
+            torch.cuda.set_device(self.device)
+        dist.init_process_group("nccl" if self.device.startswith("cuda") else "gloo")
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
-        sha256 = torch.tensor(list(bytes.fromhex(gpt.hash_of(text))), device=device)
+        sha256 = torch.tensor(list(bytes.fromhex(self.text_sha256)), device=self.device)
         gpt.check(all_equal(sha256), "the processes have different texts; name one file with --text")
+        return super().__enter__() if self.rank == 0 else self
+
+    def __exit__(self, *error):
+        if self.rank == 0:
+            super().__exit__(*error)
 
     def __call__(self, model, train_data, val_data, config):
         gpt.check(config.batch_size % self.world_size == 0,
                   f"batch_size={config.batch_size} must be a multiple of the {self.world_size} processes")
-        gpt.train = self.train                                  # LongRun calls it, and set_aside
-        if self.rank > 0:
-            gpt.set_aside = lambda name: None
         yield from super().__call__(model, train_data, val_data, config)
         parameters = nn.utils.parameters_to_vector(model.parameters()).detach().to(self.device)
-        gpt.check(all_equal(parameters), "the processes hold different parameters")
-        print(f"all {self.world_size} processes hold equal parameters")
+        if not all_equal(parameters):
+            raise RuntimeError("the processes hold different parameters")
+        dist.destroy_process_group()
         if self.rank > 0:
             sys.exit()                                          # the first process does the rest
+        gpt.say(f"all {self.world_size} processes hold equal parameters")
 
-    def train(self, model, train_data, val_data, config, state):
-        average_gradients(model)
-        config = replace(config, batch_size=config.batch_size // self.world_size, seed=config.seed + 10**9 * self.rank)
-        for state in train(model, train_data, val_data, config, state):     # its losses: the mean of all processes
-            if state.val_loss is None:
-                state.loss_sum = mean(state.loss_sum)
-            else:
-                loss = mean(torch.tensor(state.train_loss, dtype=torch.float64, device=self.device)).item()
-                state.train_loss = state.history[-1]["train_loss"] = loss
-            yield state
+    def prepare(self, trained, options):
+        super().prepare(trained, options)
+        average_gradients(trained)
 
-    def save(self, model, state):
+    def training_step(self, trained, optimizer, train_data, options):
+        share = replace(options, batch_size=options.batch_size // self.world_size,
+                        seed=options.seed + 10**9 * self.rank)
+        loss = super().training_step(trained, optimizer, train_data, share)
+        return mean(torch.tensor(loss, dtype=torch.float64, device=self.device)).item()
+
+    def save(self, trained, optimizer):
         if self.rank == 0:
-            super().save(model, state)
+            super().save(trained, optimizer)
 
 
 def command(arguments):
     gpt.check(dist.is_torchelastic_launched(), "start this with torchrun; its first lines say how")
-    first = os.environ["RANK"] == "0"
-    if not first:
-        sys.stdout = open(os.devnull, "w", encoding="utf-8")
-    gpt.LongRun = ParallelRun
+    if os.environ["RANK"] == "0":
+        return gpt.run_command(arguments, ParallelRun)
     try:
-        return gpt.run_command(arguments)
-    except (ValueError, OSError, KeyboardInterrupt):            # all processes find the same
-        if first:
-            raise
+        with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()):
+            gpt.run_command(arguments, ParallelRun)
+    except (Exception, KeyboardInterrupt) as error:
         time.sleep(1)               # torchrun ends all when one has ended; the first needs time to say why
-        sys.exit(2)
-    finally:
-        if dist.is_initialized():
-            dist.destroy_process_group()
+        if isinstance(error, (gpt.UserError, OSError, KeyboardInterrupt)):          # the first says the same
+            sys.exit(2)
+        raise
 
 
 if __name__ == "__main__":

@@ -1,14 +1,12 @@
 """bigram.py: counting, the gradient by hand, and the program."""
 
-import contextlib
-import io
 import math
 import re
 
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import ROOT, TEXT, chdir, counted_bigram, tiny_config
+from conftest import TEXT, chdir, counted_bigram, files, main, tiny_config
 
 import bigram
 import gpt
@@ -25,19 +23,15 @@ def test_pairs_are_counted_one_by_one():
 def test_the_counted_table_has_the_shares_and_the_lowest_loss():
     torch.manual_seed(0)
     tokens = torch.randint(4, (500,))
-    table = bigram.table_from_counts(bigram.count_pairs(tokens, 4))
-    torch.testing.assert_close(F.softmax(table, dim=-1), F.softmax(counted_bigram(tokens, 4).table.weight, dim=-1))
-    lowest = bigram.loss_of(table, tokens)
+    counts = bigram.count_pairs(tokens, 4)
+    table, model = bigram.table_from_counts(counts), counted_bigram(tokens, 4)
+    torch.testing.assert_close(F.softmax(table, dim=-1), F.softmax(model.table.weight, dim=-1))
+    lowest = bigram.loss_of(table, counts)
+    assert lowest.item() == pytest.approx(gpt.evaluate(model, tokens), abs=1e-6)
     for _ in range(20):
-        assert bigram.loss_of(table + 0.1 * torch.randn(4, 4), tokens) > lowest
+        assert bigram.loss_of(table + 0.1 * torch.randn(4, 4), counts) > lowest
     gradient = bigram.gradient_by_hand(table, tokens[None, :-1], tokens[None, 1:])
     assert gradient.abs().max() < 1e-7                              # there, descent comes to rest
-
-
-def test_smoothing_pretends_to_have_seen_each_pair_more_often():
-    counts = torch.tensor([[1, 3], [0, 0]])
-    torch.testing.assert_close(F.softmax(bigram.table_from_counts(counts, smoothing=1), dim=-1),
-                               torch.tensor([[2 / 6, 4 / 6], [0.5, 0.5]]))
 
 
 @pytest.mark.parametrize("B, T", [(1, 1), (2048, 1), (3, 7)])
@@ -51,14 +45,6 @@ def test_the_gradient_by_hand_is_that_of_autograd(B, T):
     assert not by_hand[5].any()                                     # this token is not in the batch
 
 
-def test_the_gradient_of_a_row_in_numbers():
-    """Token 0 stands twice among 4, and 1 and 2 come after it; all logits are 0, so p = 1/3."""
-    idx, targets = torch.tensor([[0, 1, 0, 2]]), torch.tensor([[1, 1, 2, 0]])
-    row = bigram.gradient_by_hand(torch.zeros(3, 3), idx, targets)[0]
-    expected = torch.tensor([1 / 3 - 0, 1 / 3 - 1 / 2, 1 / 3 - 1 / 2]) * 2 / 4
-    torch.testing.assert_close(row, expected)
-
-
 def test_training_by_hand_comes_to_the_table_of_train():
     """V = 67: if p were exactly a share of the first batch, AdamW would enlarge mere rounding."""
     torch.manual_seed(0)
@@ -66,114 +52,84 @@ def test_training_by_hand_comes_to_the_table_of_train():
     config = tiny_config(vocab_size=67, block_size=1, batch_size=64, max_steps=60, eval_interval=60,
                          learning_rate=0.2, warmup_steps=0, weight_decay=0.0)
     model = gpt.BigramLanguageModel(67)
-    *_, state = gpt.train(model, data, data, config)
-    by_hand = bigram.train_by_hand(data, config)
-    torch.testing.assert_close(F.softmax(by_hand, dim=-1), F.softmax(model.table.weight.detach(), dim=-1),
-                               atol=1e-4, rtol=1e-3)
-    assert bigram.loss_of(by_hand, data) == pytest.approx(state.val_loss, abs=1e-6)
-    assert state.val_loss < math.log(5) + 0.05
+    *_, (step, train_loss, val_loss) = gpt.train(model, data, data, config)
+    by_hand, table = bigram.train_by_hand(data, config), model.table.weight.detach()
+    torch.testing.assert_close(F.softmax(by_hand, dim=-1), F.softmax(table, dim=-1), atol=1e-4, rtol=1e-3)
+    assert val_loss < math.log(5) + 0.05
 
 
 # The program
 
 
+def run(*arguments):
+    """bigram.py with these arguments -> (exit code, stdout, stderr)."""
+    return main(*arguments, program=lambda words: gpt.run_cleanly("bigram.py", bigram.command, words))
+
+
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """The outputs of gpt.run and of bigram.py on one text, and the folders that they left."""
-    def run(name, program):
-        folder = tmp_path_factory.mktemp(name)
-        (folder / "cats.txt").write_text(TEXT, encoding="utf-8")
-        out = io.StringIO()
-        with chdir(folder), contextlib.redirect_stdout(out):
-            program()
-        return out.getvalue(), folder / "data"
-
-    command = lambda: bigram.command(["--text", "cats.txt"])
-    monkeypatch = pytest.MonkeyPatch()
-    monkeypatch.setitem(gpt.BIGRAM_TRAINING, "max_steps", 100)
-    small = dict(block_size=8, n_layer=1, n_head=1, n_embd=8, max_steps=2, eval_interval=2)
-    yield run("gpt", lambda: gpt.run("cats", TEXT, gpt.Config(**small))), run("bigram", command)
-    monkeypatch.undo()
+def folder(tmp_path_factory):
+    """Where bigram.py has worked on a text."""
+    folder = tmp_path_factory.mktemp("bigram")
+    (folder / "cats.txt").write_text(TEXT, encoding="utf-8")
+    with chdir(folder):
+        code, out, error = run("--text", "cats.txt")
+    assert (code, error) == (0, "")
+    (folder / "output").write_text(out, encoding="utf-8")
+    return folder
 
 
-def test_its_first_chapters_and_its_lines_are_those_of_gpt(runs):
-    (theirs, their_data), (ours, our_data) = runs
-    start = theirs.index("4. Bigram")
-    assert ours[:start] == theirs[:start]
-    lines = (our_data / "cats-bigram.txt").read_bytes()
-    assert lines == (their_data / "cats-bigram.txt").read_bytes()
-    assert [path.name for path in our_data.iterdir()] == ["cats-bigram.txt"]
-    assert "\n".join(lines.decode().splitlines()) in ours
+def test_it_writes_the_lines_that_gpt_writes_to_the_byte(folder, in_tmp):
+    gpt.run("cats", TEXT, gpt.Config(n_layer=1, n_head=1, n_embd=8), train_gpt=lambda *_: [])
+    lines = (folder / "data" / "cats-bigram.txt").read_bytes()
+    assert lines == (in_tmp / "data" / "cats-bigram.txt").read_bytes()
+    assert files(folder) == ["cats-bigram.txt"]
+    assert lines.decode() in (folder / "output").read_text(encoding="utf-8")
 
 
-def table(output):
-    """The rows of the last table, as {model: columns}."""
-    rows = output[output.rindex("\nmodel  "):].split("\n\n")[0].strip().split("\n")[1:]
-    return {re.split("  +", row)[0]: re.split("  +", row)[1:] for row in rows}
+def test_what_it_prints_is_true(folder):
+    out, V = (folder / "output").read_text(encoding="utf-8"), len(set(TEXT))
+    assert max(map(len, out.splitlines())) < 80
+    train_text, val_text = gpt.train_val_split(TEXT)
+    pairs = re.findall(r"^    '(.)' +(\d+)    '(.)' +(\d+) +([\d.]+)$", out, re.MULTILINE)
+    assert len(pairs) == 6 and pairs[0][4] == "1.0000"
+    for after, times, comes, often, probability in pairs:
+        assert (int(times), int(often)) == (train_text[:-1].count(after), train_text.count(after + comes))
+        assert int(times) >= 100 and float(probability) == pytest.approx(int(often) / int(times), abs=1e-4)
 
-
-def test_its_table_is_true_and_has_the_row_of_gpt(runs):
-    (theirs, _), (ours, _) = runs
-    rows, V = table(ours), len(set(TEXT))
-    assert list(rows) == ["uniform", "bigram, counted", "bigram, by hand", "bigram"]
-    assert rows["bigram"][:4] == table(theirs)["bigram"][:4]
-    assert float(rows["bigram, by hand"][1]) == pytest.approx(float(rows["bigram"][1]), abs=2e-4)
-    assert [row[0] for row in rows.values()] == ["0", *3 * [f"{V * V:,}"]]
-    for loss, bits, perplexity in (map(float, row[1:4]) for row in rows.values()):
-        assert bits == pytest.approx(loss / math.log(2), abs=1e-3)
-        assert perplexity == pytest.approx(math.exp(loss), abs=0.01)
-    assert float(rows["uniform"][1]) == pytest.approx(math.log(V), abs=1e-4)
-    tokenizer = gpt.build_char_tokenizer(TEXT)
-    train_data, val_data = (torch.tensor(tokenizer.encode(part)) for part in gpt.split(TEXT))
-    counts = bigram.count_pairs(train_data, V) + 1
-    loss = -(counts / counts.sum(dim=1, keepdim=True)).log()[val_data[:-1], val_data[1:]].mean()
-    assert float(rows["bigram, counted"][1]) == pytest.approx(loss.item(), abs=1e-4)
-
-
-def test_it_shows_the_gradient_in_numbers(runs):
-    ours = runs[1][0]
-    assert max(map(len, ours.splitlines())) < 80
-    assert "one-hot vectors: True" in ours
-    n, N = map(int, re.search(r"x (\d+)/(\d+)", ours).groups())
-    rows = re.findall(r"^    '.+?' +([\d.-]+) +([\d.-]+) +([\d.-]+) +([\d.-]+) +([\d.-]+)$", ours, re.MULTILINE)
+    n, N = map(int, re.search(r"x (\d+)/(\d+)", out).groups())
+    rows = re.findall(r"^    '.+?' +([\d.-]+) +([\d.-]+) +([\d.-]+) +([\d.-]+) +([\d.-]+)$", out, re.MULTILINE)
     assert N == 2048 and len(rows) == 5
     for p, came, difference, by_hand, by_autograd in (map(float, row) for row in rows):
         assert difference == pytest.approx(p - came, abs=2e-4)
         assert by_hand == by_autograd == pytest.approx(difference * n / N, abs=1e-4)
-    of_gradients, of_probabilities = re.findall(r"at most (\d\S*)\.", " ".join(ours.split()))
-    assert float(of_gradients) < 1e-6 and float(of_probabilities) < 1e-4
-    assert "'T'      'h'       100.0%" in ours and "'q'" not in ours    # after T comes h in TEXT, always
+
+    rows = re.findall(r"^    (\w.*?)  +(\S+) +(\S+) +(\S+)$", out[out.index("    table  "):], re.MULTILINE)[1:]
+    losses = {row[0]: [float(number) for number in row[1:]] for row in rows}
+    assert list(losses) == ["uniform", "counted", "counted, plus 1", "trained by hand", "gpt.train"]
+    assert losses["uniform"] == pytest.approx([math.log(V), math.log(V), V], abs=1e-4)
+    assert losses["trained by hand"] == pytest.approx(losses["gpt.train"], abs=1e-3)
+    assert min(loss for loss, _, _ in losses.values()) == losses["counted"][0]
+    for train_loss, val_loss, perplexity in losses.values():
+        assert perplexity == pytest.approx(math.exp(val_loss), abs=0.01)
 
 
-def test_it_writes_over_no_other_file(in_tmp, capsys, monkeypatch):
-    monkeypatch.setitem(bigram.BIGRAM_TRAINING, "max_steps", 5)
-    (in_tmp / "cats.txt").write_text(TEXT, encoding="utf-8")
-    run = lambda: bigram.command(["--text", "cats.txt"])
-    run()
-    path = in_tmp / "data" / "cats-bigram.txt"
-    lines = path.read_text()
-    run()                                                           # the same again
-    assert [path.name for path in path.parent.iterdir()] == ["cats-bigram.txt"]
+def test_it_writes_over_no_other_file(in_tmp):
+    path = gpt.DATA / "cats-bigram.txt"
+    bigram.keep(path, "lines\n")
+    bigram.keep(path, "lines\n")                                    # the same again
+    assert files(in_tmp) == ["cats-bigram.txt"]
     for i, mine in enumerate(("mine", "mine, too"), start=1):
         path.write_text(mine)
-        run()
-        assert path.read_text() == lines and f"cats-bigram-{i}.txt" in capsys.readouterr().out
-        assert (path.parent / f"cats-bigram-{i}.txt").read_text() == mine
+        bigram.keep(path, "lines\n")
+        assert path.read_text() == "lines\n"
+        assert (gpt.DATA / f"cats-bigram-{i}.txt").read_text() == mine
 
 
-@pytest.mark.parametrize("arguments, says", [
-    (["--text", "nowhere.txt"], "nowhere.txt"), (["--text", "short.txt"], "too few"), (["cats"], "cats"),
-    (["--text", "empty.txt"], "empty"), (["--tex", "short.txt"], "--tex"),
-    (["--text", "many.txt"], "2049 different characters; a table has 2048 at most")])
-def test_mistakes_get_one_line(in_tmp, capsys, arguments, says):
+@pytest.mark.parametrize("arguments", [
+    ["--text", "nowhere.txt"], ["--text", "short.txt"], ["--text", "many.txt"], ["--tex", "short.txt"]])
+def test_mistakes_get_one_line(in_tmp, arguments):
     (in_tmp / "short.txt").write_text("ab", encoding="utf-8")
-    (in_tmp / "empty.txt").write_text("", encoding="utf-8")
-    (in_tmp / "many.txt").write_text("".join(map(chr, range(0x4e00, 0x4e00 + 2049))), encoding="utf-8")
-    code = gpt.run_cleanly("bigram.py", bigram.command, arguments)
-    error = capsys.readouterr().err
-    assert code == 2 and error.startswith("bigram.py: ") and error.count("\n") == 1 and says in error
-
-
-def test_it_is_short():
-    source = (ROOT / "bigram.py").read_text(encoding="utf-8")
-    assert source.count("\n") <= 190 and max(map(len, source.splitlines())) <= 100
+    characters = map(chr, range(0x4e00, 0x4e00 + gpt.LARGEST_VOCABULARY + 1))
+    (in_tmp / "many.txt").write_text("".join(characters), encoding="utf-8")
+    code, out, error = run(*arguments)
+    assert (code, out) == (2, "") and error.startswith("bigram.py: ") and error.count("\n") == 1

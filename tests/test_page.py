@@ -1,4 +1,4 @@
-"""`python attention_toy.py --page`: what Python writes into the page, and what its JavaScript computes."""
+"""page.py: what Python writes into the page of a run, and what its JavaScript computes."""
 
 import base64
 import json
@@ -6,87 +6,112 @@ import re
 import shutil
 import struct
 import subprocess
-from dataclasses import replace
 
+import page
 import pytest
 import torch
-from conftest import ROOT, TEXT, save_model
+from conftest import ROOT, TEXT, main, read_csv, save_model
 
-import attention_toy as toy
 import gpt
 
-TEMPLATE = (ROOT / "data" / "page.html").read_text(encoding="utf-8")
+TEMPLATE = page.TEMPLATE.read_text(encoding="utf-8")
 NODE = shutil.which("node")
 EVIL = '</script><script>alert(1)</script><!--<script>\u2028\u2029&amp;"\'`${1}\\ \r<img src=x onerror=alert(1)>\n'
 
-pytestmark = pytest.mark.usefixtures("short_baseline")
+
+@pytest.fixture(autouse=True)
+def cats(in_tmp):
+    """The current folder, with a small text in it."""
+    (in_tmp / "cats.txt").write_text(TEXT, encoding="utf-8")
 
 
-def data_in(page):
-    return json.loads(re.search('<script type="application/json" id="run">(.*?)</script>', page, re.DOTALL)[1])
+def make_page(*arguments):
+    """(exit code, standard output, standard error) of page.py."""
+    return main(*arguments, program=lambda words: gpt.run_cleanly("page.py", page.command, words))
 
 
-def page_of(run_toy, name, **options):
+def refused(*arguments):
+    """What page.py says when it cannot do this."""
+    before = set(gpt.DATA.glob("*.html*"))
+    code, out, error = make_page(*arguments)
+    assert (code, out, error.count("\n")) == (2, "", 1) and set(gpt.DATA.glob("*.html*")) == before
+    return error
+
+
+def page_of(name, **options):
     """Keep a model, and write its page -> model, tokenizer, path."""
     model, tokenizer = save_model(name, **options)
-    code, out, err = run_toy("--page", name, "--text", "cats.txt")
-    assert (code, err) == (0, "") and out.count("\n") == 1
+    code, out, error = make_page(name, "--text", "cats.txt")
+    assert (code, error) == (0, "") and out.count("\n") == 1
     return model, tokenizer, gpt.DATA / f"{name}.html"
+
+
+def data_in(path):
+    text = path.read_text(encoding="utf-8")
+    return json.loads(re.search('<script type="application/json" id="run">(.*?)</script>', text, re.DOTALL)[1])
+
+
+def numbers_in(packed, kind, *shape):
+    """The tensor that was packed as base64. kind: e for 16 bits, f for 32."""
+    content = base64.b64decode(packed)
+    return torch.tensor(struct.unpack(f"<{len(content) // struct.calcsize(kind)}{kind}", content)).view(shape)
 
 
 # The file
 
 
-def test_the_page_holds_the_run(run_toy):
-    model, tokenizer, path = page_of(run_toy, "small")
-    page = path.read_text(encoding="utf-8")
-    data = data_in(page)
+def test_the_page_holds_the_model():
+    model, tokenizer, path = page_of("page")                            # which is no worse a name than others
+    data = data_in(path)
     assert data.keys() == {"name", "config", "vocabulary", "parameter_count", "bigram", "parameters", "step", "history",
                            "characters", "text_name", "text_begins", "held_out", "texts"}
-    assert data["name"] == "small" and data["vocabulary"] == list(tokenizer.vocabulary)
-    assert gpt.Config(**data["config"]) == model.config and data["history"][0]["val_loss"] == 2.25
+    assert data["name"] == "page" and data["vocabulary"] == list(tokenizer.vocabulary)
+    assert gpt.Options(**data["config"]) == model.config and data["history"][0]["val_loss"] == 2.25
     assert data["parameters"].keys() == model.state_dict().keys()
     for name, p in model.state_dict().items():
-        numbers = struct.unpack(f"<{p.numel()}e", base64.b64decode(data["parameters"][name]))
-        assert torch.equal(torch.tensor(numbers).view(p.shape), p.half().float())
+        assert torch.equal(numbers_in(data["parameters"][name], "e", *p.shape), p.half().float())
     assert (data["characters"], data["text_begins"]) == (len(TEXT), TEXT[:60])
-    assert "".join(data["held_out"]) == gpt.split(TEXT)[1]
+    val_text = gpt.train_val_split(TEXT)[1]
+    assert "".join(data["held_out"]) == val_text
     assert len(data["texts"]) == 3
     for ids, logits in data["texts"]:
-        assert tokenizer.decode(ids) in gpt.split(TEXT)[1] and len(ids) == 8            # the context
-        logits = torch.tensor(struct.unpack(f"<{8 * tokenizer.vocab_size}f", base64.b64decode(logits)))
-        torch.testing.assert_close(logits.view(1, 8, -1), model(torch.tensor([ids]))[0])
+        assert tokenizer.decode(ids) in val_text and len(ids) == 8      # the context
+        torch.testing.assert_close(numbers_in(logits, "f", 1, 8, -1), model(torch.tensor([ids]))[0])
 
 
-def test_the_bigram_is_the_one_that_a_run_trains(run_toy):
-    model, tokenizer, path = page_of(run_toy, "small")
-    bigram = gpt.BigramLanguageModel(tokenizer.vocab_size)
-    train_data, val_data = (gpt.encode_text(part, tokenizer) for part in gpt.split(TEXT))
-    *_, state = gpt.train(bigram, train_data, val_data, replace(model.config, **gpt.BIGRAM_TRAINING))
-    data = data_in(path.read_text(encoding="utf-8"))["bigram"]
-    numbers = struct.unpack(f"<{tokenizer.vocab_size**2}e", base64.b64decode(data["table"]))
-    assert numbers == tuple(bigram.table.weight.detach().half().flatten().tolist())
-    assert data["loss"] == state.val_loss
+def test_it_takes_the_latest_run_finds_its_text_and_has_the_bigram_that_the_run_trained(in_tmp):
+    save_model("older")
+    code, told, _ = main("--text", "cats.txt", "--block_size", 8, "--n_layer", 1, "--n_embd", 16, "--max_steps", 20)
+    assert code == 0
+    for _ in range(2):                                                  # it writes over its own page
+        code, out, error = make_page()
+        assert (code, error) == (0, "") and re.fullmatch(r"data/cats\.html, 0\.\d MB: open it in a browser\n", out)
+    assert [path.name for path in gpt.DATA.glob("*.html*")] == ["cats.html"]
+    data = data_in(gpt.DATA / "cats.html")
+    V = len(data["vocabulary"])
+    assert data["step"] == 20 and data["history"] == [
+        {name: float(value) for name, value in row.items()} for row in read_csv(gpt.DATA / "cats.csv")]
+    assert f"bigram: loss {data['bigram']['loss']:.3f}, " in told
+    bigram = gpt.BigramLanguageModel(V)
+    bigram.table.weight.data = numbers_in(data["bigram"]["table"], "e", V, V)
+    val_data = gpt.encode_text(gpt.train_val_split(TEXT)[1], gpt.CharTokenizer(TEXT))
+    assert gpt.evaluate(bigram, val_data) == pytest.approx(data["bigram"]["loss"], abs=1e-3)
+    (in_tmp / "cats.txt").rename("moved.txt")
+    assert "--text" in refused("cats")
+    assert make_page("cats", "--text", "moved.txt")[0] == 0
 
 
-def test_without_a_name_it_is_the_latest_run_and_again_it_writes_over_the_page(run_toy):
-    save_model("old")
-    save_model("new")
-    for _ in range(2):
-        code, out, err = run_toy("--page", "--text", "cats.txt")
-        assert (code, err) == (0, "")
-        assert re.fullmatch(r"data/new\.html, 0\.\d MB: open it in a browser\n", out)
-    assert [path.name for path in gpt.DATA.glob("*.html*")] == ["new.html"]
-
-
-def test_a_large_vocabulary_has_no_bigram(run_toy, monkeypatch):
-    monkeypatch.setattr(toy, "LARGEST_BIGRAM", 3)
-    *_, path = page_of(run_toy, "small")
-    assert data_in(path.read_text(encoding="utf-8"))["bigram"] is None
+def test_a_table_of_more_than_12_million_numbers_is_left_out(in_tmp):
+    text = TEXT + "".join(map(chr, range(0x4e00, 0x4e00 + 3465)))
+    save_model("many", text, block_size=2)
+    (in_tmp / "many.txt").write_text(text, encoding="utf-8")
+    assert make_page("many", "--text", "many.txt")[0] == 0
+    assert data_in(gpt.DATA / "many.html")["bigram"] is None
 
 
 def test_the_template_fetches_nothing_and_takes_text_for_text():
-    assert not re.search(r"https?:|www\.|//\w+\.|url\(|@import|\bsrc\b|\bimport\(|fetch\(|XMLHttp|WebSocket|Beacon", TEMPLATE)
+    assert not re.search(r"https?:|www\.|//\w+\.|url\(|@import|\bsrc\b|\bimport\(|fetch\(|XMLHttp|WebSocket|Beacon",
+                         TEMPLATE)
     assert re.findall(r'href="([^"]*)"', TEMPLATE) == ["data:,"]
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(|\bon\w+=", TEMPLATE)
 
@@ -97,20 +122,19 @@ def test_each_element_that_the_page_looks_up_is_there_once():
     assert len(set(ids)) == len(ids)
     looked_up = set(re.findall(r'\$\("([\w-]+)"\)', "".join(scripts))) - {"run"}          # that is a script
     assert len(looked_up) > 30 and looked_up <= set(ids)
-    assert TEMPLATE.count("\n") <= 1091
 
 
-def test_a_hostile_text_and_name_are_inert(run_toy, in_tmp):
+def test_a_hostile_text_and_name_are_inert(in_tmp):
     name = "<script>alert(1)&\"'"
     (in_tmp / "evil.txt").write_text(EVIL * 20, encoding="utf-8", newline="")
     text = gpt.load_text(in_tmp / "evil.txt")[1]
     save_model(name, text)
-    code, out, err = run_toy("--page", name, "--text", "evil.txt")
-    assert (code, err) == (0, "")
-    page = (gpt.DATA / f"{name}.html").read_bytes().decode()
-    data = re.search('<script type="application/json" id="run">(.*?)</script>', page, re.DOTALL)[1]
+    code, out, error = make_page(name, "--text", "evil.txt")
+    assert (code, error) == (0, "")
+    content = (gpt.DATA / f"{name}.html").read_bytes().decode()
+    data = re.search('<script type="application/json" id="run">(.*?)</script>', content, re.DOTALL)[1]
     assert data.isascii() and "<" not in data
-    assert page.replace(data, '"RUN"') == TEMPLATE                      # and nothing else has changed
+    assert content.replace(data, '"RUN"') == TEMPLATE                   # and nothing else has changed
     assert json.loads(data)["name"] == name and set(json.loads(data)["vocabulary"]) == set(text)
 
 
@@ -118,49 +142,42 @@ def test_a_hostile_text_and_name_are_inert(run_toy, in_tmp):
 
 
 @pytest.mark.parametrize("changes, says", [
-    (dict(evaluated=False), "not evaluated yet"),
-    (dict(tokenizer=gpt.BPETokenizer([(b"a", b"t")])), "subwords"),
-    (dict(n_embd=512, n_layer=4), "12 million"),
-    (dict(text=TEXT + "more"), "add its --text")])
-def test_what_a_page_cannot_show_is_refused(run_toy, changes, says):
+    (dict(evaluated=False), "not evaluated yet"), (dict(text=TEXT + "more"), "changed"),
+    (dict(tokenizer=gpt.BPETokenizer([(b"a", b"t")])), "subwords")], ids=str)
+def test_what_a_page_cannot_show_is_refused(changes, says):
     save_model("small", **changes)
-    code, out, err = run_toy("--page", "small", "--text", "cats.txt")
-    assert (code, out, err.count("\n")) == (2, "", 1) and says in err
-    assert not list(gpt.DATA.glob("*.html*"))
+    assert says in refused("small", "--text", "cats.txt")
 
 
-def test_a_parameter_that_is_too_large_is_refused(run_toy):
-    model, tokenizer = save_model("small")
-    model.norm.weight.data[0] = 1e5
-    state = gpt.TrainState(gpt.build_optimizer(model, model.config), best=model.state_dict(), history=[
-        {"step": 3, "train_loss": 2.5, "val_loss": 2.25, "learning_rate": 0.1}])
-    gpt.save_checkpoint("small", TEXT, model, tokenizer, state)
-    code, out, err = run_toy("--page", "small", "--text", "cats.txt")
-    assert (code, out, err.count("\n")) == (2, "", 1) and "16 bits" in err
-    assert not list(gpt.DATA.glob("*.html*"))
-
-
-@pytest.mark.parametrize("arguments, says", [
-    (["--page", "nowhere"], "there is no run nowhere"), (["--page", ROOT / "tests" / "gpt2"], "GPT-2"),
-    (["--page", "--quick"], "--text alone"), (["--page", "--model", "small"], "--text alone"),
-    (["--page", "--prompt", "a"], "--text alone"), (["--page", "cats.txt"], "cats.txt")])
-def test_options_that_do_not_fit_are_refused(run_toy, arguments, says):
+def test_a_model_that_is_too_large_is_refused(monkeypatch):
+    monkeypatch.setattr(page, "LARGEST", 1000)
     save_model("small")
-    code, out, err = run_toy(*arguments)
-    assert (code, out, err.count("\n")) == (2, "", 1) and says in err
+    assert "has more than" in refused("small", "--text", "cats.txt")
 
 
-def test_no_other_file_is_written_over(run_toy, in_tmp):
+def test_a_model_alone_and_a_parameter_that_is_too_large_are_refused():
+    model, tokenizer = save_model("small")
+    path = gpt.DATA / "small.pt"
+    progress = vars(gpt.read_checkpoint(path).progress)
+    gpt.save_checkpoint(path, model, tokenizer)
+    assert "model alone" in refused("small", "--text", "cats.txt")
+    model.ln_f.weight.data[0] = 1e5
+    gpt.save_checkpoint(path, model, tokenizer, {**progress, "best": model.state_dict()})
+    assert "16 bits" in refused("small", "--text", "cats.txt")
+
+
+@pytest.mark.parametrize("run, says", [
+    ("nowhere", "there is no run nowhere"), (ROOT / "tests" / "gpt2", "GPT-2"), ("cats.txt", "cats.txt")])
+def test_what_is_no_run_is_refused(run, says):
+    save_model("small")
+    assert says in refused(run)
+
+
+def test_no_other_file_is_written_over():
     save_model("my")
     (gpt.DATA / "my.html").write_text(TEXT, encoding="utf-8")           # the text that it was trained on
-    code, out, err = run_toy("--page", "my", "--text", "data/my.html")
-    assert (code, out, err.count("\n")) == (2, "", 1) and "another file" in err
+    assert "another file" in refused("my", "--text", "data/my.html")
     assert (gpt.DATA / "my.html").read_text(encoding="utf-8") == TEXT
-    save_model("page")
-    (gpt.DATA / "page.html").symlink_to(ROOT / "data" / "page.html")    # as in the project's own folder
-    code, out, err = run_toy("--page", "page", "--text", "cats.txt")
-    assert code == 2 and "another file" in err
-    assert (ROOT / "data" / "page.html").read_text(encoding="utf-8") == TEMPLATE
 
 
 # What the page computes: its script "model" runs in node, without a browser
@@ -184,43 +201,55 @@ def in_page(path, expression):
     return json.loads(done.stdout)
 
 
+def weights_of_all_heads(model, idx):
+    """What a GPT that reads idx (B, T) looks at: for each block, (B, nh, T, T)."""
+    weights, T = [], idx.shape[1]
+    for block in model.blocks:
+        def attend(q, k, v, attend=block.attn.attend):
+            weights.append(attend(q, k, torch.eye(T).expand(*q.shape[:2], T, T)))     # the identity shows the weights
+            return attend(q, k, v)
+        block.attn.attend = attend
+    model(idx)
+    return weights
+
+
 @with_node
 @pytest.mark.parametrize("changes", [
-    dict(), dict(bias=False), dict(tie_weights=True), dict(position="sinusoidal"), dict(position="sinusoidal", bias=False),
-    dict(position="rotary"), dict(position="rotary", bias=False, tie_weights=True, n_head=8),
+    dict(), dict(position="sinusoidal"), dict(position="rotary"), dict(position="rotary", n_head=8),
     dict(block_size=1, n_layer=1)], ids=str)
-def test_the_page_computes_what_pytorch_computes(run_toy, changes):
-    model, tokenizer, path = page_of(run_toy, "small", **changes)
+def test_the_page_computes_what_pytorch_computes(changes):
+    model, tokenizer, path = page_of("small", **changes)
     logits, checked, cached, parts, weights, greedy = in_page(path, """(() => {
         const ids = run.texts[0][0], cache = newCache(gpt.config), some = newCache(gpt.config), writer = stream(
             gpt, ids.slice(0, 1), {temperature: 0}, randomNumbers(1));
         return [forward(gpt, ids),
                 run.texts.map(([ids, logits]) => forward(gpt, ids).map((logit, i) => logit - floatsOf(logits)[i])),
                 ids.flatMap(token => [...forward(gpt, [token], cache)]),
-                [ids.slice(0, 3), ids.slice(3)].filter(part => part.length).flatMap(part => [...forward(gpt, part, some)]),
+                [ids.slice(0, 3), ids.slice(3)].filter(part => part.length)
+                    .flatMap(part => [...forward(gpt, part, some)]),
                 cache.layers.map(layer => layer.weights),
                 Array.from({length: 30}, () => writer.next().value.token)];
     })()""")
-    ids = data_in(path.read_text(encoding="utf-8"))["texts"][0][0]
+    ids = data_in(path)["texts"][0][0]
     expected = model(torch.tensor([ids]))[0].flatten()
     assert expected.std() > 0.5
     torch.testing.assert_close(torch.tensor(logits), expected, atol=2e-2, rtol=0)
     assert len(checked) == 3 and max(abs(difference) for row in checked for difference in row) < 2e-2
     assert cached == logits and parts == logits
     T = len(ids)
-    for layer, theirs in zip(toy.weights_of_all_heads(model, torch.tensor([ids])), weights):
+    for layer, theirs in zip(weights_of_all_heads(model, torch.tensor([ids])), weights, strict=True):
         assert len(theirs) == T * model.config.n_head
         for t in range(T):
             rows = torch.tensor(theirs[t * model.config.n_head:(t + 1) * model.config.n_head], dtype=torch.float32)
             torch.testing.assert_close(rows, layer[0, :, t, :t + 1], atol=1e-2, rtol=0)
     model.load_state_dict({name: p.half().float() for name, p in model.state_dict().items()})
-    written = gpt.generate(model, torch.tensor([ids[:1]]), 30, temperature=0)[0, 1:]
+    written = gpt.generate_cached(model, torch.tensor([ids[:1]]), 30, temperature=0)[0, 1:]
     assert greedy == written.tolist()                                   # past the context, thrice
 
 
 @with_node
-def test_numbers_of_16_bits_and_gelu_are_exact(run_toy):
-    *_, path = page_of(run_toy, "small")
+def test_numbers_of_16_bits_and_gelu_are_exact():
+    *_, path = page_of("small")
     bits = [i for i in range(0, 2**16, 5) if i >> 10 & 31 != 31]                        # all but inf and nan
     packed = struct.pack(f"<{len(bits)}H", *bits)
     x = torch.linspace(-4, 4, 81, dtype=torch.float64)
@@ -231,8 +260,8 @@ def test_numbers_of_16_bits_and_gelu_are_exact(run_toy):
 
 
 @with_node
-def test_sampling_parameters_do_what_they_do_in_gpt(run_toy):
-    *_, path = page_of(run_toy, "small")
+def test_sampling_parameters_do_what_they_do_in_gpt():
+    *_, path = page_of("small")
     torch.manual_seed(0)
     logits = 3 * torch.randn(6, 11)
     options = [dict(zip(("temperature", "top_k", "top_p"), row)) for row in (
@@ -248,8 +277,8 @@ def test_sampling_parameters_do_what_they_do_in_gpt(run_toy):
 
 
 @with_node
-def test_it_draws_with_these_probabilities_and_the_same_for_the_same_seed(run_toy):
-    *_, tokenizer, path = page_of(run_toy, "small")
+def test_it_draws_with_these_probabilities_and_the_same_for_the_same_seed():
+    *_, tokenizer, path = page_of("small")
     draws, same, other, rows, table = in_page(path, """(() => {
         const random = randomNumbers(1), probs = [0.5, 0, 0.3, 0.2, 0], counts = [0, 0, 0, 0, 0];
         for (let i = 0; i < 20000; i++) counts[draw(probs, random)]++;

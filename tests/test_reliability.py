@@ -1,59 +1,339 @@
-"""What is saved is never lost, and what is loaded is never trusted.
+"""What is saved is never lost, what is loaded is never trusted, and a mistake is seen where it is.
 
 KILLS=200 in the environment makes the loop of kill -9 longer than it is by default.
 """
 
+import contextlib
+import functools
+import importlib
+import io
+import itertools
+import math
 import os
 import random
 import signal
-import subprocess
 import sys
-import threading
+import time
+import traceback
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
-import torch
-from conftest import ROOT, TEXT, chdir, main, one_line
-from test_commands import assert_same_run, contents, files, interrupt_at, read_csv, shorten
+from conftest import CATS, ROOT, TEXT, assert_same_run, chdir, contents, files, main, one_line, read_csv, tiny_config
 
 import gpt
+import torch
 
 KILLS = int(os.environ.get("KILLS", 20))
-SMALL = ["--text", "cats.txt", "--block_size", "16", "--n_layer", "1", "--n_head", "2", "--n_embd", "16", "--dropout",
-         "0.1", "--max_steps", "40", "--eval_interval", "10"]
-RESUME = ["--text", "cats.txt", "--resume"]
-MORE = [*RESUME, "--max_steps", "60"]
+TOKENIZER = gpt.CharTokenizer(TEXT)
+DATA = [gpt.encode_text(part, TOKENIZER) for part in gpt.train_val_split(TEXT)]
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    """A folder with a finished run on TEXT."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "cats.txt").write_text(TEXT)
-    with pytest.MonkeyPatch.context() as patch, chdir(folder):
-        shorten(patch)
-        assert main(*SMALL)[0] == 0
-    return folder
+def train_long(long_run_class=gpt.LongRun, config=None, name="cats", make_gpt=gpt.build_gpt, tokenizer=TOKENIZER,
+               resume=False, **changes):
+    """Train a GPT as `python gpt.py` does, without the rest of the run -> what the LongRun has yielded."""
+    config = config or tiny_config(vocab_size=TOKENIZER.vocab_size, **changes)
+    saved = gpt.read_checkpoint(gpt.DATA / f"{name}.pt") if resume else None
+    with long_run_class(name, TEXT, tokenizer, saved, text_path=os.path.abspath("cats.txt")) as long_run:
+        torch.manual_seed(config.seed)
+        return list(long_run(make_gpt(config), *DATA, config))
 
 
-@pytest.fixture
-def cats(in_tmp, monkeypatch):
-    """The current folder, with the text in it."""
-    shorten(monkeypatch)
-    (in_tmp / "cats.txt").write_text(TEXT)
-    return in_tmp
+def main_with(long_run_class, *arguments):
+    """The command line of gpt.py, with another LongRun."""
+    command = functools.partial(gpt.run_command, long_run_class=long_run_class)
+    return main(*arguments, program=lambda words: gpt.run_cleanly("gpt.py", command, words))
 
 
-@pytest.fixture
-def copy(trained, cats):
-    """The current folder, with the finished run in it."""
-    (cats / "data").mkdir()
-    for path in (trained / "data").iterdir():
-        (cats / "data" / path.name).write_bytes(path.read_bytes())
-    return cats
+def before_step(step, do):
+    """A LongRun that calls do(long_run, model, optimizer) before this step."""
+    class Prepared(gpt.LongRun):
+        def training_step(self, trained, optimizer, train_data, options):
+            if self.step == step:
+                do(self, trained, optimizer)
+            return super().training_step(trained, optimizer, train_data, options)
+    return Prepared
 
 
-def state_of(path="data/cats.pt"):
-    return gpt.read_checkpoint(path).state
+def save_and_stop(long_run, trained, optimizer):
+    long_run.save(trained, optimizer)
+    raise KeyboardInterrupt
+
+
+def fail(error):
+    raise error
+
+
+# A run that is stopped
+
+
+@pytest.mark.parametrize("step, saved", [(0, 0), (20, 15)])
+def test_ctrl_c_gets_one_line_that_says_how_to_go_on(cats, step, saved):
+    pressed = before_step(step, lambda *_: signal.raise_signal(signal.SIGINT))
+    code, _, error = main_with(pressed, *CATS, "--name", "my cats")
+    assert (code, error) == (130, f"gpt.py: stopped; step {saved} is saved. To go on:  "
+                                  "python gpt.py --resume --name 'my cats'\n")
+    assert gpt.read_checkpoint("data/my cats.pt").progress.step == saved
+    assert main("sample", "my cats", "--tokens", 5)[0] == 0         # even before the first step
+
+
+def test_ctrl_c_before_a_training_has_begun(copy):
+    class Pressed(gpt.LongRun):
+        def __call__(self, *arguments):
+            raise KeyboardInterrupt
+    before = contents(copy)
+    assert main_with(Pressed, *CATS, "--name", "birds")[::2] == (130, "gpt.py: stopped before anything was saved\n")
+    code, _, error = main_with(Pressed, "--resume", "--max_steps", 60)
+    assert code == 130 and "stopped; step 40 is saved. To go on:  python gpt.py --resume --name cats" in error
+    (copy / "data" / ".birds.lock").unlink()
+    assert contents(copy) == before
+
+
+def test_a_run_may_end_before_its_first_evaluation(cats):
+    """It was saved once a minute, with losses that no row has yet."""
+    with pytest.raises(KeyboardInterrupt):
+        train_long(before_step(2, save_and_stop))
+    saved = gpt.read_checkpoint("data/cats.pt").progress
+    assert (saved.step, len(saved.losses), saved.history, saved.best) == (2, 2, [], None)
+    rows = train_long(resume=True, max_steps=2)
+    assert [(step, train_loss) for step, train_loss, _ in rows] == [(2, sum(saved.losses) / 2)]
+
+
+# Two runs at once
+
+
+def test_a_second_run_of_the_same_name_is_refused_and_touches_nothing(copy, monkeypatch):
+    pytest.importorskip("fcntl")
+    refused = []
+
+    def start_others(*_):
+        assert "cats.pt.12.tmp" not in files(copy)
+        (copy / "data" / "cats.pt.3.tmp").write_text("the first run is writing")
+        before = contents(copy)
+        for arguments in (CATS, ["--resume", "--name", "cats"]):
+            refused.append(one_line(*arguments, words="another process is training cats; --name gives"))
+        assert contents(copy) == before
+        assert len(train_long(name="birds")) == 2               # another name may run beside it
+
+    (copy / "data" / "cats.pt.12.tmp").write_text("left by a run that was killed")
+    (copy / "data" / "cats-7.pt.12.tmp").write_text("of another run")
+    train_long(before_step(4, start_others), eval_interval=4)
+    assert len(refused) == 2
+    assert [name for name in files(copy) if name.endswith(".tmp")] == ["cats-7.pt.12.tmp", "cats.pt.3.tmp"]
+    monkeypatch.setitem(sys.modules, "fcntl", None)             # a system without locks
+    assert len(train_long()) == 2
+
+
+def test_a_file_has_a_name_of_its_process_until_it_is_whole(tmp_path):
+    path = tmp_path / "a.pt"
+    gpt.write_whole(path, lambda file: file.write(Path(file.name).name.encode()))
+    assert path.read_text() == f"a.pt.{os.getpid()}.tmp" and list(tmp_path.iterdir()) == [path]
+
+
+# Mistakes in the program
+
+
+@pytest.mark.parametrize("old, new, line", [
+    ("nn.Linear(4 * ", "nn.Linear(3 * ", "return self.proj(x)"),
+    ("    peak, warmup = ", "    raise NotImplementedError  # ", "raise NotImplementedError")])
+def test_a_mistake_in_the_file_shows_its_traceback(cats, monkeypatch, old, new, line):
+    source = (ROOT / "gpt.py").read_text(encoding="utf-8")
+    assert source.count(old) == 1
+    (cats / "my_gpt.py").write_text(source.replace(old, new), encoding="utf-8")
+    monkeypatch.syspath_prepend(cats)
+    monkeypatch.delitem(sys.modules, "my_gpt", raising=False)
+    my_gpt = importlib.import_module("my_gpt")
+    with pytest.raises(RuntimeError) as caught:
+        main(*CATS, program=my_gpt.main)
+    ours = [frame for frame in traceback.extract_tb(caught.tb) if frame.filename == str(cats / "my_gpt.py")]
+    assert ours[-1].line.startswith(line)
+
+
+@pytest.mark.parametrize("run_out", [
+    lambda _: torch.empty(2**55), lambda _: bytearray(2**62),
+    lambda _: fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"))])
+def test_where_memory_runs_out_one_line_gives_advice(run_out):
+    code, _, error = main(program=functools.partial(gpt.run_cleanly, "gpt.py", run_out))
+    assert code == 2 and error.startswith("gpt.py: not enough memory; ") and error.count("\n") == 1
+
+
+def test_any_other_failure_shows_its_traceback():
+    for error in (RuntimeError("no C++ compiler was found"), ValueError("math domain error"), KeyError("x")):
+        with pytest.raises(type(error)):
+            main(program=functools.partial(gpt.run_cleanly, "gpt.py", lambda _: fail(error)))
+
+
+# What is saved can be loaded, or is refused before the first step
+
+
+class WideMLP(gpt.GPT):
+    def __init__(self, config):
+        super().__init__(config)
+        self.blocks[0].mlp = gpt.MLP(replace(config, n_embd=24))
+
+
+class OwnTokenizer(gpt.CharTokenizer):
+    pass
+
+
+@pytest.mark.parametrize("changes", [
+    dict(make_gpt=WideMLP), dict(make_gpt=lambda config: gpt.build_gpt(config).half()),
+    dict(make_gpt=lambda config: gpt.GPT(replace(config, max_steps=3000))),
+    dict(make_gpt=gpt.SinusoidalGPT, position="rotary"),        # its parameters have the same shapes
+    dict(tokenizer=OwnTokenizer(TEXT)), dict(tokenizer=gpt.CharTokenizer("abc")),
+    dict(max_steps=6.0), dict(seed=-1), dict(dropout=1.0), dict(position="rope"), dict(n_layer="2"), dict(n_embd=None),
+    dict(learning_rate=math.nan)], ids=str)
+def test_what_could_not_be_loaded_is_refused_before_anything_is_touched(copy, changes):
+    before = contents(copy)
+    with pytest.raises(gpt.UserError):
+        train_long(**{"make_gpt": lambda config: gpt.GPT(tiny_config(vocab_size=26)), **changes})
+    assert contents(copy) == before
+
+
+class Integer(int):
+    """As those of NumPy: it can be computed with, and only looks like an int."""
+
+
+class Real(float):
+    pass
+
+
+def compiled(config):
+    return torch.compile(gpt.GPT(config), backend="eager")
+
+
+@pytest.mark.parametrize("make_gpt", [gpt.GPT, compiled])
+def test_numbers_of_other_types_are_saved_as_pythons_own(cats, make_gpt):
+    config = gpt.Config(vocab_size=TOKENIZER.vocab_size, block_size=8, n_layer=1, n_embd=Integer(16), dropout=Real(0.1),
+                        max_steps=Integer(20), learning_rate=torch.tensor(1e-3), eval_interval=10)
+    assert [step for step, *_ in train_long(config=config, make_gpt=make_gpt)] == [10, 20]
+    saved = gpt.read_checkpoint("data/cats.pt")
+    assert {name: type(x) for name, x in vars(saved.options).items()} == {
+        name: field.type for name, field in gpt.Options.__dataclass_fields__.items()}
+    assert (saved.options.n_embd, saved.options.learning_rate) == (16, torch.tensor(1e-3).item())
+    assert train_long(config=saved.options, resume=True) == [tuple(saved.progress.history[-1].values())[:3]]
+
+
+def test_loading_draws_nothing(trained):
+    torch.manual_seed(3)
+    expected = torch.rand(3)
+    torch.manual_seed(3)
+    model, _ = gpt.load_checkpoint(trained[0] / "data" / "cats.pt")
+    assert torch.equal(torch.rand(3), expected) and not model.training
+
+
+# What is loaded is not trusted
+
+
+class Dangerous:
+    def __reduce__(self):
+        return (os.system, ("touch executed",))
+
+
+def saved_as(what):
+    return lambda path: torch.save(what, path)
+
+
+def parameters(change):
+    """A function that changes a checkpoint's last and best parameters alike."""
+    def change_both(saved):
+        change(saved["parameters"])
+        change(saved["progress"]["best"])
+    return change_both
+
+
+BROKEN_FILES = {
+    "empty": lambda path: path.write_bytes(b""), "a text": lambda path: path.write_text("To be, or not to be"),
+    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-1000]),
+    "half": lambda path: path.write_bytes(path.read_bytes()[:20000]), "code": saved_as(Dangerous()),
+    "a list": saved_as([1, 2]), "another program": saved_as({"model": {}, "iter_num": 3})}
+BROKEN = {                                                      # how it is changed, and what is said
+    "code inside": (lambda saved: saved["progress"].update(text_path=Dangerous()), ""),
+    "an earlier version": (lambda saved: saved.update(format="gpt.py checkpoint 4", config=saved.pop("options")),
+                           "its format is 'gpt.py checkpoint 4', not"),
+    **{f"no {name}": (lambda saved, name=name: saved.pop(name), f"'{name}'")
+       for name in ("format", "options", "tied", "vocabulary", "parameters", "progress")},
+    "a parameter too few": (parameters(lambda saved: saved.pop("lm_head.weight")), "lm_head.weight"),
+    "a parameter too many": (parameters(lambda saved: saved.update(more=torch.zeros(2))), "more"),
+    "another shape": (parameters(lambda saved: saved.update({"ln_f.bias": torch.zeros(3)})), "ln_f.bias"),
+    "16 bits": (parameters(lambda saved: saved.update({"ln_f.bias": torch.zeros(16).half()})), "ln_f.bias is not"),
+    "NaN": (parameters(lambda saved: saved["ln_f.bias"].fill_(math.nan)), "ln_f.bias is not finite"),
+    "NaN in the best": (lambda saved: saved["progress"]["best"]["ln_f.bias"].fill_(math.nan), "ln_f.bias is not"),
+    "an impossible option": (lambda saved: saved["options"].update(n_head=3), "must be a multiple of n_head=3"),
+    "an unknown option": (lambda saved: saved["options"].update(n_experts=3), "odd options"),
+    "a missing option": (lambda saved: saved["options"].pop("n_embd"), "odd options"),
+    "a giant": (lambda saved: saved["options"].update(n_layer=10**9), "n_layer=1000000000"),
+    "a wide giant": (lambda saved: saved["options"].update(n_embd=10**5), "size mismatch"),
+    "a long giant": (lambda saved: saved["options"].update(block_size=4 * 10**9), "size mismatch"),
+    "another vocabulary": (lambda saved: saved.update(vocabulary="abc"), "does not fit vocab_size=26"),
+    "a character twice": (lambda saved: saved.update(vocabulary="a" * 26), "does not fit vocab_size=26"),
+    "best, but no history": (lambda saved: saved["progress"].update(history=[]), ""),
+    "steps without losses": (lambda saved: saved["progress"].update(history=[], best=None), ""),
+    "NaN among the losses": (lambda saved: saved["progress"]["history"][0].update(val_loss=math.nan), "an odd loss"),
+    "NaN in a moment": (lambda saved: saved["progress"]["optimizer"][0]["exp_avg"].fill_(math.nan), "its optimizer"),
+    "an optimizer too small": (lambda saved: saved["progress"]["optimizer"].pop(1), "its optimizer"),
+}
+
+
+@pytest.mark.parametrize("kind", [*BROKEN_FILES, *BROKEN])
+def test_what_is_no_whole_checkpoint_gets_one_line_and_runs_no_code(copy, kind):
+    path, words = copy / "data" / "cats.pt", ""
+    if kind in BROKEN_FILES:
+        BROKEN_FILES[kind](path)
+    else:
+        change, words = BROKEN[kind]
+        saved = torch.load(path, weights_only=True)
+        change(saved)
+        torch.save(saved, path)
+    before = contents(copy)
+    for arguments in (["sample", "cats"], ["--resume", "--max_steps", 60]):
+        error = one_line(*arguments, words=words)
+        assert "data/cats.pt is not a whole checkpoint: " in error and len(error) < 300
+    assert contents(copy) == before                             # nothing overwritten, nothing executed
+
+
+def places(saved):
+    """All (container, key) in a checkpoint, however deep; but of many parameters, the first."""
+    for key in list(saved) if isinstance(saved, dict) else range(len(saved)):
+        yield saved, key
+        if isinstance(saved[key], (dict, list)):
+            inner = places(saved[key])
+            yield from inner if key in ("options", "progress") else itertools.islice(inner, 5)
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-tuple sequence")
+def test_whatever_type_stands_in_a_checkpoint_it_is_refused_or_goes_on(cats):
+    with pytest.raises(KeyboardInterrupt):
+        train_long(before_step(4, save_and_stop), n_layer=1)
+    path, answers = Path("data/cats.pt"), []
+    saved = torch.load(path, weights_only=True)
+    for container, key in list(places(saved)):
+        for odd in (None, "odd", torch.zeros(2, 3)):
+            kept, container[key] = container[key], odd
+            torch.save(saved, path)
+            container[key] = kept
+            try:
+                read = gpt.read_checkpoint(path)
+                if read.progress:
+                    train_long(config=replace(read.options, max_steps=5), resume=True)
+                answers.append("read")
+            except gpt.UserError:
+                answers.append("refused")
+    assert answers.count("refused") > 100 and answers.count("read") > 2, answers
+
+
+def test_a_file_with_wrong_bytes_is_refused_or_read_but_never_breaks_the_program(trained, tmp_path):
+    whole, draw, refused = (trained[0] / "data" / "cats.pt").read_bytes(), random.Random(5), 0
+    for _ in range(20):
+        spoiled = bytearray(whole)
+        for _ in range(20):
+            spoiled[draw.randrange(len(spoiled))] = draw.randrange(256)
+        (tmp_path / "a.pt").write_bytes(spoiled)
+        try:
+            gpt.read_checkpoint(tmp_path / "a.pt")
+        except gpt.UserError:
+            refused += 1
+    assert refused > 10
 
 
 # The disk
@@ -66,34 +346,30 @@ def test_a_disk_that_is_full_keeps_the_checkpoint_before(copy, limit):
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))    # the system refuses more bytes in a file
     try:
-        one_line(*MORE, words="File too large")
+        with pytest.raises(OSError, match="File too large"):
+            train_long(config=gpt.read_checkpoint("data/cats.pt").options, resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert contents(copy) == before
-    code, output, _ = main(*MORE)                               # and it can be gone on from
-    assert code == 0 and "step 50  train" in output and "step 40  train" not in output
 
 
-def test_a_log_that_cannot_be_written_is_no_reason_to_stop(cats, trained, monkeypatch):
+def test_a_log_that_cannot_be_written_is_no_reason_to_stop(cats, capsys):
     """Another program may hold it, as a spreadsheet does on Windows."""
-    def held(name, lines, as_it_is=gpt.write_lines):
-        if name == "cats.csv" and len(lines) in (3, 4):
-            raise PermissionError(13, "Permission denied", "data/cats.csv")
-        as_it_is(name, lines)
-    monkeypatch.setattr(gpt, "write_lines", held)
-    code, _, error = main(*SMALL)
-    assert code == 0
-    assert error == 2 * "warning: [Errno 13] Permission denied: 'data/cats.csv'; the checkpoint is saved\n"
-    assert_same_run(cats, trained)
+    def hold(*_):
+        Path("data/cats.csv").unlink()
+        Path("data/cats.csv").mkdir()
+    assert len(train_long(before_step(4, hold))) == 2
+    warning = capsys.readouterr().err
+    assert warning.startswith("warning: ") and warning.endswith("; the checkpoint is saved\n") and "cats.csv" in warning
+    assert gpt.read_checkpoint("data/cats.pt").progress.step == 6
 
 
 @pytest.mark.parametrize("make", [lambda path: path.write_text("a file"),
                                   lambda path: path.symlink_to("nowhere/at/all")])
-def test_a_folder_that_is_none_gets_one_line_before_the_first_step(cats, monkeypatch, make):
+def test_a_folder_that_is_none_gets_one_line_before_the_first_step(cats, make):
     make(cats / "data")
     before = contents(cats)
-    interrupt_at(monkeypatch, 0)
-    one_line(*SMALL, words="data")
+    assert main_with(before_step(0, lambda *_: pytest.fail("a step")), *CATS)[0] == 2
     assert contents(cats) == before
 
 
@@ -102,289 +378,150 @@ def test_a_read_only_folder_gets_one_line(copy):
     before = contents(copy)
     (copy / "data").chmod(0o500)
     try:
-        one_line(*MORE, words="Permission denied")
+        one_line("--resume", "--max_steps", 60, words="Permission denied")
         assert contents(copy) == before
     finally:
         (copy / "data").chmod(0o700)
 
 
-# A loss that is no number
+# Numbers that are none
 
 
-def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_checkpoint(cats, monkeypatch, trained):
-    step_as_it_is = gpt.training_step
-
-    def broken(model, optimizer, data, step, config):
-        loss = step_as_it_is(model, optimizer, data, step, config)
-        return loss * float("nan") if step == 26 and config.block_size > 1 else loss
-
-    monkeypatch.setattr(gpt, "training_step", broken)
-    one_line(*SMALL, words="loss: not a finite number by step 30. Try a lower learning_rate")
-    assert state_of().step == 20
-    assert [row["step"] for row in read_csv("data/cats.csv")] == ["10", "20"]
-    monkeypatch.setattr(gpt, "training_step", step_as_it_is)
-    assert main(*RESUME)[0] == 0
-    assert_same_run(cats, trained)
+def lose_a_parameter(long_run, trained, optimizer):
+    trained.ln_f.weight.data.fill_(math.nan)
 
 
-def test_parameters_that_are_lost_are_never_saved(copy, monkeypatch):
+def lose_a_parameter_and_save(long_run, trained, optimizer):
     """The loss of a batch is from before the step: it may be finite when the parameters no longer are."""
-    before = contents(copy)
-    step_as_it_is = gpt.training_step
-
-    def broken(model, optimizer, data, step, config):
-        loss = step_as_it_is(model, optimizer, data, step, config)
-        if step == 42 and config.block_size > 1:
-            model.norm.weight.data.fill_(float("nan"))
-        return loss
-
-    monkeypatch.setattr(gpt, "training_step", broken)
-    monkeypatch.setattr(gpt, "SAVE_SECONDS", -1)
-    one_line(*MORE, words="norm.weight: not a finite number by step 43")
-    assert state_of().step == 42 and contents(copy) != before
+    lose_a_parameter(long_run, trained, optimizer)
+    long_run.save(trained, optimizer)
 
 
-@pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
-def test_a_hyperparameter_that_is_far_too_large_is_found_out(cats, name):
-    one_line(*SMALL, f"--{name}", "4e9", words="not a finite number by step 10. Try a lower")
-    assert state_of().step == 0
+@pytest.mark.parametrize("do, words", [(lambda long_run, *_: long_run.losses.append(math.nan), "loss: "),
+                                       (lose_a_parameter, "loss: "), (lose_a_parameter_and_save, "ln_f.weight: ")])
+def test_a_number_that_is_lost_stops_a_run_and_is_never_saved(cats, do, words):
+    with pytest.raises(gpt.UserError, match=f"{words}not a finite number by step [46]. Try a lower learning_rate"):
+        train_long(before_step(4, do))
+    assert gpt.read_checkpoint("data/cats.pt").progress.step == 3
+    assert [row["step"] for row in read_csv("data/cats.csv")] == ["3"]
 
 
-# What is loaded
+@pytest.mark.parametrize("step", [1, 4])                        # before the first evaluation, and after it
+def test_nan_is_never_the_best(cats, step):
+    best = []
+
+    class Watched(before_step(step, lose_a_parameter)):
+        def evaluate(self, *arguments):
+            super().evaluate(*arguments)
+            best.append(self.best)
+
+    with pytest.raises(gpt.UserError):
+        train_long(Watched)
+    assert best == [None] if step == 1 else best[0] is best[1] and best[0]["ln_f.weight"].isfinite().all()
 
 
-class Dangerous:
-    def __reduce__(self):
-        return (os.system, ("touch executed",))
+# Nothing is written over
 
 
-def change(**changes):
-    """A function that writes a checkpoint with other entries; None takes one out."""
-    def write(path, saved):
-        saved.update(changes)
-        torch.save({name: value for name, value in saved.items() if value is not None}, path)
-    return write
+def test_a_new_run_sets_the_one_before_aside(copy, capsys):
+    first = {path.name: content for path, content in contents(copy / "data").items() if path.name[0] != "."}
+    train_long(seed=2)
+    assert capsys.readouterr().err == "the earlier run cats is now called cats-1\n"
+    assert files(copy) == sorted(["cats.csv", "cats.pt", *(name.replace("cats", "cats-1") for name in first)])
+    assert all((copy / "data" / name.replace("cats", "cats-1")).read_bytes() == content
+               for name, content in first.items())
+    train_long(name="x" * 200)                                  # the longest name that fits
+    (copy / "data" / "gone.pt").symlink_to("nowhere.pt")        # what a link names may be gone
+    train_long(name="gone")
+    assert (copy / "data" / "gone-1.pt").is_symlink() and not (copy / "data" / "gone.pt").is_symlink()
 
 
-def inside(part, **changes):
-    """The same for a dict in the checkpoint."""
-    def write(path, saved):
-        saved[part].update(changes)
-        torch.save({**saved, part: {name: value for name, value in saved[part].items() if value is not None}}, path)
-    return write
+@pytest.mark.parametrize("name", ["cats.csv", "cats-gpt.txt", "cats-bigram.txt", "cats.html", "cats-1.pt"])
+def test_a_file_of_the_user_is_not_written_over(cats, name):
+    (cats / "data").mkdir()
+    (cats / "data" / name).write_text("my own work")
+    train_long()
+    gpt.set_aside("cats")
+    assert b"my own work" in contents(cats / "data").values() and "cats.pt" not in files(cats)
 
 
-def change_parameters(alter, *parts):
-    """The same for its last and its best parameters, or for one of them."""
-    def write(path, saved):
-        for part in parts or (saved["parameters"], saved["state"]["best"]):
-            alter(part if isinstance(part, dict) else saved["state"][part])
-        torch.save(saved, path)
-    return write
+@pytest.mark.parametrize("renames", range(4))
+def test_a_stop_while_a_run_is_set_aside_loses_nothing(copy, monkeypatch, renames):
+    kept, rename, count = set(contents(copy / "data").values()), Path.rename, iter(range(9))
+
+    def stopped(path, target):
+        if next(count) == renames:
+            raise KeyboardInterrupt
+        return rename(path, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "rename", stopped)
+        gpt.set_aside("cats")
+    assert set(contents(copy / "data").values()) == kept
+    gpt.set_aside("cats")
+    assert set(contents(copy / "data").values()) == kept and "cats.pt" not in files(copy)
 
 
-BROKEN = {                                                      # how to write it, and what is said
-    "empty": (lambda path, _: path.write_bytes(b""), ""),
-    "a text": (lambda path, _: path.write_text("To be, or not to be"), ""),
-    "truncated": (lambda path, _: path.write_bytes(path.read_bytes()[:-1000]), ""),
-    "half": (lambda path, _: path.write_bytes(path.read_bytes()[:20000]), ""),
-    "code": (lambda path, _: torch.save(Dangerous(), path), ""),
-    "code inside": (change(text_sha256=Dangerous()), ""),
-    "a list": (lambda path, _: torch.save([1, 2], path), ""),
-    "another program": (lambda path, _: torch.save({"model": {}, "iter_num": 3}, path), ""),
-    "another version": (change(format="gpt.py checkpoint 2"), "its format is 'gpt.py checkpoint 2', not"),
-    **{f"no {name}": (change(**{name: None}), f"'{name}'")
-       for name in ("format", "config", "vocabulary", "text_sha256", "parameters", "state")},
-    "a parameter too few": (change_parameters(lambda saved: saved.pop("lm_head.weight")), "lm_head.weight"),
-    "a parameter too many": (change_parameters(lambda saved: saved.update(more=torch.zeros(2))), "more"),
-    "another shape": (change_parameters(lambda saved: saved.update({"norm.bias": torch.zeros(3)})), "norm.bias"),
-    "another type": (change_parameters(lambda saved: saved.update({"norm.bias": torch.zeros(16).half()})),
-                     "norm.bias is not finite"),
-    "NaN": (change_parameters(lambda saved: saved["norm.bias"].fill_(float("nan"))), "norm.bias is not finite"),
-    "NaN in the best": (change_parameters(lambda best: best["norm.bias"].fill_(float("nan")), "best"),
-                        "norm.bias is not finite"),
-    "no tensors": (change(parameters={"norm.bias": 3}), ""),
-    "an impossible setting": (inside("config", n_head=3), "must be a multiple of n_head=3"),
-    "a setting out of range": (inside("config", dropout=1.0), "dropout"),
-    "an unknown setting": (inside("config", n_experts=3), "n_experts"),
-    "a missing setting": (inside("config", n_embd=None), ""),
-    "a giant": (inside("config", n_layer=10**9), "n_layer=1000000000"),
-    "a wide giant": (inside("config", n_embd=10**8), "size mismatch"),
-    "a long giant": (inside("config", block_size=4 * 10**9), "size mismatch"),
-    "another vocabulary": (change(vocabulary="abc"), "vocabulary does not fit vocab_size=26"),
-    "a vocabulary of numbers": (change(vocabulary=list(range(26))), ""),
-    "a character twice": (change(vocabulary="a" * 26), "vocabulary does not fit"),
-    "a setting in words": (inside("config", batch_size="many"), "batch_size must be int"),
-    "steps in words": (inside("state", step="many"), ""),
-    "a history in words": (inside("state", history=[{"step": 3, "train_loss": "low"}]), ""),
-    "a history without losses": (inside("state", history=[{"step": 40}]), "train_loss"),
-    "a history, but no best parameters": (inside("state", best=()), ""),
-    "a hash of numbers": (change(text_sha256=[1]), "hash is wrong"),
-    "half a sequence": (inside("config", batch_size=12.5), "batch_size must be int, not 12.5"),
-    "half a step": (inside("state", step=19.5), "its step"), "no time": (inside("state", seconds=()), ""),
-    "NaN in the moments": (change_parameters(lambda saved: saved[0]["exp_avg"].fill_(float("nan")), "optimizer"),
-                           "its optimizer is wrong"),
-    "moments of another shape": (change_parameters(lambda saved: saved[0].update(exp_avg=torch.zeros(3)), "optimizer"),
-                                 "its optimizer is wrong"),
-    "too few moments": (change_parameters(lambda saved: saved.pop(1), "optimizer"), ""),
-    "a loss that is infinite": (inside("state", loss_sum=float("inf")), "a loss is not finite"),
-    "no optimizer": (inside("state", optimizer=None), "optimizer"),
-}
+# Killed at any moment
 
 
-@pytest.mark.parametrize("kind", BROKEN)
-def test_what_is_no_whole_checkpoint_gets_one_line(copy, kind):
-    write, words = BROKEN[kind]
-    path = copy / "data" / "cats.pt"
-    write(path, torch.load(path, weights_only=True))
-    before = contents(copy)
-    for arguments in (["sample", "cats"], MORE):
-        error = one_line(*arguments, words=words)
-        assert "data/cats.pt is not a whole checkpoint: " in error and len(error) < 300
-    assert main("runs")[0] == 0
-    assert contents(copy) == before                             # nothing overwritten, nothing executed
+LONGER = dict(block_size=16, n_layer=1, n_head=2, n_embd=16, dropout=0.1, max_steps=60, eval_interval=20)
 
 
-def test_a_damaged_run_is_listed_as_such(copy):
-    (copy / "data" / "bad.pt").write_text("To be, or not to be")
-    code, output, _ = main("runs")
-    assert code == 0 and "data/bad.pt is not a whole checkpoint" in output and "40/40" in output
-
-
-def test_a_file_with_wrong_bytes_is_refused_or_read_but_never_breaks_the_program(trained, tmp_path):
-    whole = (trained / "data" / "cats.pt").read_bytes()
-    draw = random.Random(5)
-    refused = 0
-    for _ in range(25):
-        spoiled = bytearray(whole)
-        for _ in range(20):
-            spoiled[draw.randrange(len(spoiled))] = draw.randrange(256)
-        (tmp_path / "a.pt").write_bytes(spoiled)
-        try:
-            gpt.read_checkpoint(tmp_path / "a.pt")
-        except ValueError:
-            refused += 1
-    assert refused > 12
-
-
-def test_loading_draws_nothing(copy):
-    torch.manual_seed(3)
-    expected = torch.rand(3)
-    torch.manual_seed(3)
-    model, _ = gpt.load_checkpoint("data/cats.pt")
-    assert torch.equal(torch.rand(3), expected) and not model.training
-
-
-# The command lines
-
-
-@pytest.mark.parametrize("arguments, words", [
-    ([*SMALL[:6], "--n_head", "3"], "multiple of n_head=3"),
-    ([*SMALL[:4], "--n_layer", "-1"], "n_layer must be at least 1"),
-    ([*SMALL[:8], "--n_embd", "0"], "n_embd must be at least 1"), ([*SMALL, "--batch_size", "1.5"], "1.5"),
-    (["--text", "cats.txt", "--block_size", "-8"], "block_size"),
-    ([*SMALL[:10], "--dropout", "1"], "dropout must be at least 0 and below 1"),
-    ([*SMALL, "--learning_rate", "0"], "learning_rate must be at least"),
-    ([*SMALL, "--learning_rate", "nan"], "not nan"), ([*SMALL, "--weight_decay", "-0.1"], "weight_decay"),
-    ([*SMALL, "--grad_clip", "inf"], "grad_clip"),
-    ([*SMALL, "--seed", "-1"], "seed must be at least 0 and below 4294967296"),
-    ([*SMALL, "--seed", "4294967296"], "seed"), ([*SMALL[:12], "--max_steps", "0"], "max_steps"),
-    ([*SMALL[:14], "--eval_interval", "0"], "eval_interval"), ([*SMALL, "--bias", "yes"], "yes"),
-    ([*SMALL, "--position", "nowhere"], "not 'nowhere'"),
-    (["--text", "cats.txt", "--position", "rotary", "--n_embd", "12"], "rotary positions need pairs"),
-    (["--text", "cats.txt", "--position", "sinusoidal", "--n_embd", "9", "--n_head", "3"], "sinusoidal positions need"),
-    (["--text", "cats.txt", "--name", "page"], "'page' cannot"), (["--text", "cats.txt", "--name", "PAGE"], "'PAGE'"),
-    (["sample", "--prompt", "The cät 🙂"], "'ä'"), (["sample", "--tokens", "-1"], "at least 0"),
-    (["sample", "--temperature", "-1"], "temperature"), (["sample", "--temperature", "nan"], "temperature"),
-    (["sample", "--temperature", "1e-45"], "1e-30"), (["sample", "--top_k", "0"], "top_k must be at least 1"),
-    (["sample", "--top_p", "0"], "top_p"), (["sample", "--top_p", "1.1"], "top_p"),
-    (["sample", "--seed", "-3"], "seed"),
-    (["sample", "--seed", "99999999999999999999"], "seed must be at least 0 and below 4294967296"),
-    (["sample", "dogs"], "no run dogs"), (["sample", "--top_k", "many"], "many"), (["sample", "--heat", "1"], "--heat"),
-    (["sample", "--device", "abacus"], "no device 'abacus'"), (["sample", "cats.csv"], "not a whole checkpoint"),
-    (["--text", "cats.txt", "--n_embd", "4000000000", "--n_head", "1"], "memory"),
-])
-def test_a_bad_command_line_gets_one_line_and_touches_nothing(copy, arguments, words):
-    before = contents(copy)
-    one_line(*arguments, words=words)
-    assert contents(copy) == before
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="cuda is there")
-def test_cuda_where_there_is_none(copy):
-    one_line(*SMALL, "--device", "cuda", words="no device 'cuda' here, only cpu")
-
-
-def test_a_run_may_be_started_from_another_thread(copy):
-    codes = []
-    thread = threading.Thread(target=lambda: codes.append(gpt.main([*RESUME, "--max_steps", "45"])))
-    thread.start()
-    thread.join()
-    assert codes == [0]
-
-
-# Killed at any moment, in processes of its own. It takes long, so it runs beside the tests above.
-
-
-# Starts runs in forks of one process that has imported torch already, and prints how each ended.
-KILL_LOOP = f"""
-import os, random, signal, sys, time
-from pathlib import Path
-sys.path.insert(0, {str(ROOT)!r})
-import gpt
-gpt.BIGRAM_TRAINING["max_steps"] = 5
-gpt.SAVE_SECONDS = 0.05                                         # some saves in between, too
-settings = {[*SMALL[:-4], "--max_steps", "200", "--eval_interval", "20"]!r}
-draw = random.Random({random.randrange(10**6)})
-
-def start(folder="."):
+def in_a_fork(folder, task):
+    """Start task() in that folder and in a process of its own, which has all imports already -> its id."""
+    folder.mkdir(exist_ok=True)
     pid = os.fork()
     if pid == 0:
-        os.chdir(folder)
-        os.dup2(os.open("output.txt", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)
-        os.dup2(1, 2)
-        os._exit(gpt.main(settings + (["--resume"] if Path("data/cats.pt").exists() else [])))
+        try:
+            os.chdir(folder)
+            Path("cats.txt").write_text(TEXT)
+            torch.set_num_threads(1)                        # the threads of this process stay behind
+            task()
+        except BaseException:
+            (folder / "error.txt").write_text(traceback.format_exc())
+            os._exit(1)
+        os._exit(0)
     return pid
 
-def wait(pid):
+
+def exit_code(pid):
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
-print(wait(start("whole")))
-for _ in range({KILLS}):
-    pid = start()
-    time.sleep(draw.uniform(0.02, 0.2))
-    os.kill(pid, signal.SIGKILL)
-    print(wait(pid))
-print(wait(start()))
-"""
+
+def run_whole():
+    assert main("--text", "cats.txt", *(f"--{name}={value}" for name, value in LONGER.items()))[0] == 0
 
 
-@pytest.fixture(scope="module", autouse=True)
-def kill_loop(tmp_path_factory):
-    """Starts the loop; a function that waits for its end: the folder, and how its runs ended."""
-    folder = tmp_path_factory.mktemp("killed")
-    for place in (folder, folder / "whole"):
-        place.mkdir(exist_ok=True)
-        (place / "cats.txt").write_text(TEXT)
-    process = subprocess.Popen([sys.executable, "-c", KILL_LOOP if hasattr(os, "fork") else ""], cwd=folder,
-                               env={**os.environ, "OMP_NUM_THREADS": "1"}, text=True, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE)
-
-    def ended():
-        out, error = process.communicate(timeout=100 + 2 * KILLS)
-        assert error == "" and process.returncode == 0, error
-        return folder, [int(word) for word in out.split()]
-
-    yield ended
-    process.kill()
+def run_on():
+    with contextlib.redirect_stderr(io.StringIO()):
+        train_long(config=gpt.Options(vocab_size=TOKENIZER.vocab_size, **LONGER), resume=Path("data/cats.pt").exists())
 
 
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")
-def test_kill_9_at_random_moments_loses_nothing(kill_loop):
-    folder, codes = kill_loop()
-    first, *killed, last = codes
-    assert (first, last) == (0, 0) and len(killed) == KILLS
-    assert set(killed) <= {-signal.SIGKILL, 0} and killed.count(-signal.SIGKILL) > KILLS // 2
-    assert_same_run(folder, folder / "whole")
-    assert [int(row["step"]) for row in read_csv(folder / "data" / "cats.csv")] == list(range(20, 201, 20))
-    assert files(folder) == files(folder / "whole") and len(files(folder)) == 5     # no half file is left
+def finish():
+    assert main("--resume")[0] == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork") or torch.cuda.is_available(), reason="this process cannot be forked")
+def test_kill_9_at_random_moments_loses_nothing(tmp_path, monkeypatch):
+    """One run that is never stopped, and others that are killed twenty times each."""
+    import torch._dynamo                                    # an optimizer imports it, late and slowly
+    monkeypatch.setattr(gpt, "SAVE_SECONDS", 0.01)          # some saves in between, too
+    seed = random.randrange(10**6)
+    print("the seed of the kills:", seed)
+    draw, began, whole = random.Random(seed), time.monotonic(), tmp_path / "whole"
+    assert exit_code(in_a_fork(whole, run_whole)) == 0, (whole / "error.txt").read_text()
+    longest = (time.monotonic() - began) / 12
+    for i in range(max(1, KILLS // 20)):
+        folder, killed_at = tmp_path / f"killed-{i}", set()
+        for _ in range(20):
+            pid = in_a_fork(folder, run_on)
+            time.sleep(draw.uniform(0, longest))
+            os.kill(pid, signal.SIGKILL)
+            code, path = exit_code(pid), folder / "data" / "cats.pt"
+            assert code in (0, -signal.SIGKILL), (folder / "error.txt").read_text()
+            killed_at.add(code and path.exists() and gpt.read_checkpoint(path).progress.step)
+        assert len(killed_at) > 2, killed_at                # what was saved differs, and can be read
+        assert exit_code(in_a_fork(folder, finish)) == 0, (folder / "error.txt").read_text()
+        assert_same_run(folder, whole)
+        assert files(folder) == files(whole) and len(files(folder)) == 4        # no half file is left

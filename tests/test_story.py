@@ -1,37 +1,73 @@
-"""The story, all that stands above the appendix in gpt.py, is a whole program; and it is what `python gpt.py` runs."""
+"""The story, all that stands above the appendix in gpt.py: a whole program, whose examples tell the truth."""
 
+import ast
 import builtins
-import contextlib
+import doctest
+import functools
 import io
 import os
 import re
+import string
 import subprocess
-import sys
 import symtable
+import sys
 
 import pytest
 import torch
-from conftest import ROOT, TEXT, chdir, main
-from test_commands import assert_same_run, files, shorten
+from conftest import ROOT, TEXT, TINY, chdir, files
 
-import bigram
 import gpt
 
 WHOLE = (ROOT / "gpt.py").read_text(encoding="utf-8")
-STORY = WHOLE[:WHOLE.index("\n# %% Appendix") + 1]
-SMALL = dict(block_size=16, n_layer=1, n_head=2, n_embd=16, dropout=0.1, max_steps=40, eval_interval=15)
-OPTIONS = [word for name, value in SMALL.items() for word in (f"--{name}", value)]
+STORY = WHOLE[:WHOLE.index("# %% Appendix")]
+TINY_SETTINGS = {name.strip("-"): value for name, value in zip(TINY[::2], TINY[1::2])}
+
+# The examples
+
+BLOCKS = {STORY.count("\n", 0, block.start()): re.sub("^# ?", "", block[0], flags=re.MULTILINE)
+          for block in re.finditer(r"^# >>> .*\n(?:# .*\n)*", STORY, re.MULTILINE)}        # {line, from 0: text}
+CHAPTER_10 = STORY.count("\n", 0, STORY.index("# %% 10."))
 
 
-def without_times(output):
-    """What a run prints, but not the seconds that it took: they end the rows of the table."""
-    return re.sub(r"(?<=\d\.\d\d) +\d+\.\d$", "", output, flags=re.MULTILINE)
+def form(value):
+    """The types in a Python value."""
+    return [form(part) for part in value] if isinstance(value, (list, tuple)) else type(value)
 
 
-def test_the_story_and_the_file_keep_their_limits():
-    assert STORY.count("\n") <= 890
-    assert WHOLE.count("\n") <= 1520
-    assert [line for line in WHOLE.split("\n") if len(line) > 100] == []
+class FormChecker(doctest.OutputChecker):
+    """Compares the form of an output, not its letters and digits; where nothing is shown, all is well."""
+
+    def check_output(self, want, got, optionflags):
+        try:
+            return not want or form(ast.literal_eval(want)) == form(ast.literal_eval(got))
+        except (SyntaxError, ValueError):                   # it is no Python value, but a text
+            return bool(got.strip())
+
+
+@pytest.fixture(scope="module")
+def reports(tmp_path_factory):
+    """All examples have run, in order, as one session: what doctest reports about each block, {line: str}."""
+    names, reports = {}, {}
+    with chdir(tmp_path_factory.mktemp("session")), torch.random.fork_rng():
+        for line, block in BLOCKS.items():
+            test = doctest.DocTestParser().get_doctest(block, {}, "gpt.py", str(ROOT / "gpt.py"), line)
+            test.globs, checker, out = names, None, io.StringIO()
+            if line > CHAPTER_10:                           # its text and its model would take minutes
+                test.examples = [example for example in test.examples if "import *" not in example.source]
+                names.update(load_shakespeare=lambda: f"{string.ascii_letters}{string.punctuation}\n{TEXT}",
+                             Config=functools.partial(gpt.Config, **TINY_SETTINGS))
+                checker = FormChecker()
+            doctest.DocTestRunner(checker, verbose=False).run(test, out=out.write, clear_globs=False)
+            reports[line] = out.getvalue()
+    return reports
+
+
+@pytest.mark.parametrize("line", BLOCKS, ids=lambda line: f"line {line + 1}")
+def test_an_example_shows_what_python_answers(reports, line):
+    assert reports[line] == ""
+
+
+# The program
 
 
 def test_the_story_takes_no_name_from_below():
@@ -50,105 +86,76 @@ def test_the_story_takes_no_name_from_below():
 
 
 @pytest.fixture(scope="module")
-def ran(tmp_path_factory):
-    """A folder in which `run` has trained a small model, and what it printed."""
-    folder, output = tmp_path_factory.mktemp("ran"), io.StringIO()
-    torch.set_flush_denormal(True)                      # as the command line does
-    with pytest.MonkeyPatch.context() as patch, chdir(folder), contextlib.redirect_stdout(output):
-        patch.setitem(gpt.BIGRAM_TRAINING, "max_steps", 5)
-        gpt.run("cats", TEXT, gpt.Config(**SMALL))
-    return folder, output.getvalue()
-
-
-@pytest.fixture
-def cats(in_tmp, short_baseline):
-    """The current folder, with the same text in a file."""
-    (in_tmp / "cats.txt").write_text(TEXT, encoding="utf-8")
-    return in_tmp
-
-
-def test_cut_off_above_the_appendix_it_trains_shows_and_keeps(ran, tmp_path):
-    (tmp_path / "story.py").write_text(f"""{STORY}
-torch.set_flush_denormal(True)
-BIGRAM_TRAINING["max_steps"] = 5
-run("cats", {TEXT!r}, Config(**{SMALL}))
-""", encoding="utf-8")
-    unreachable = {name: "http://127.0.0.1:9" for name in ("http_proxy", "https_proxy", "all_proxy")}
-    done = subprocess.run([sys.executable, "story.py"], cwd=tmp_path, env={**os.environ, **unreachable}, timeout=80,
-                          capture_output=True, text=True, encoding="utf-8")
+def story(tmp_path_factory):
+    """The folder in which the story alone has trained what `trained` has, and what it printed."""
+    folder = tmp_path_factory.mktemp("story")
+    call = f"bigram, gpt, tokenizer = run('cats', {TEXT!r}, Config(**{TINY_SETTINGS}))"
+    (folder / "story.py").write_text(f"{STORY}\n{call}\n", encoding="utf-8")
+    done = subprocess.run([sys.executable, "story.py"], cwd=folder, capture_output=True, text=True, encoding="utf-8",
+                          timeout=80)
     assert (done.returncode, done.stderr) == (0, "")
-    assert files(tmp_path) == ["cats-bigram.txt", "cats-gpt.txt", "cats-text.txt", "cats.pt"]
-    steps = [line.split("  ")[0] for line in done.stdout.splitlines() if line.startswith("step ")]
-    assert steps == ["step 15", "step 30", "step 40"]
-    rows = done.stdout[done.stdout.index("\nmodel "):].splitlines()[2:4]
-    assert [row.split()[0] for row in rows] == ["bigram", "GPT"]
-    assert without_times(done.stdout) == without_times(ran[1])
-    assert_same_run(tmp_path, ran[0])                   # what stands below has changed nothing
+    return folder, done.stdout
 
 
-def test_the_command_line_runs_the_same_and_only_adds_to_it(ran, cats):
-    code, output, error = main("--text", "cats.txt", "--no-head_start", *OPTIONS)
-    assert (code, error) == (0, "")
-    output, last = output[:-1].rsplit("\n", 1)
-    assert without_times(output + "\n") == without_times(ran[1]) and last.startswith("Explore:  ")
-    assert_same_run(cats, ran[0])
-    assert files(cats) == [*files(ran[0])[:3], "cats.csv", "cats.pt"]
+def test_what_you_read_is_what_runs(story, trained):
+    """`python gpt.py` prints and writes the same, to the letter, and adds a checkpoint and a log."""
+    assert story[1] == trained[1]
+    assert files(story[0]) == ["cats-bigram.txt", "cats-gpt.txt"]
+    for name in files(story[0]):
+        assert (story[0] / "data" / name).read_bytes() == (trained[0] / "data" / name).read_bytes()
 
 
-def test_the_head_start_is_the_only_other_thing_that_the_command_line_adds(cats, monkeypatch):
-    shorten(monkeypatch)
-    init_parameters = gpt.GPT.init_parameters
-
-    def with_head_start(model):
-        init_parameters(model)
-        gpt.head_start(model)
-
-    assert main("--text", "cats.txt", *OPTIONS)[0] == 0
-    (cats / "other").mkdir()
-    monkeypatch.chdir(cats / "other")
-    monkeypatch.setattr(gpt.GPT, "init_parameters", with_head_start)
-    gpt.run("cats", TEXT, gpt.Config(**SMALL))
-    assert_same_run(cats, cats / "other")
-
-
-def test_run_returns_what_it_has_made(in_tmp, monkeypatch):
-    shorten(monkeypatch)
-    baseline, model, tokenizer, state = gpt.run("cats", TEXT, gpt.Config(**SMALL))
-    assert isinstance(baseline, gpt.BigramLanguageModel) and tokenizer.decode(tokenizer.encode("cat")) == "cat"
-    assert state.step == 40 and all(torch.equal(p, state.best[name]) for name, p in model.state_dict().items())
-    loaded, again = gpt.load_checkpoint("data/cats.pt")
-    assert all(torch.equal(p, loaded.state_dict()[name]) for name, p in model.state_dict().items())
-    assert again.vocabulary == tokenizer.vocabulary
-
-
-def test_the_lines_to_be_diffed_are_those_that_are_printed(ran):
-    folder, printed = ran
-    contents = [(folder / "data" / f"cats-{ending}.txt").read_text() for ending in ("text", "bigram", "gpt")]
-    assert all(content.endswith("\n") and content.count("\n") == contents[0].count("\n") for content in contents)
-    lines = [content.split("\n")[:-1] for content in contents]
-    assert 15 <= len(lines[0]) <= 20 and all(0 < len(line) <= 37 for column in lines for line in column)
+def test_the_pairs_that_are_printed_are_the_two_files_to_be_compared(story):
+    folder, printed = story
+    columns = [(folder / "data" / f"cats-{kind}.txt").read_text().split("\n") for kind in ("bigram", "gpt")]
+    assert columns[0].pop() == columns[1].pop() == ""               # each file ends with a new line
     assert [row for row in printed.splitlines() if " | " in row] == [
-        f"{left:<37} | {right}".rstrip() for left, right in zip(*lines[1:])]
-    held_out = TEXT[len(TEXT) * 9 // 10:].split("\n")
-    for text, left, right in zip(*lines):
-        assert any(line.startswith(text) for line in held_out)
-        beginning = min(12, (len(text) + 1) // 2)
-        assert text[:beginning] == left[:beginning] == right[:beginning]
-    assert printed.splitlines()[-1] == "Compare:  diff -y -W 79 data/cats-bigram.txt data/cats-gpt.txt"
+        f"{left:<37} | {right}" for left, right in zip(*columns, strict=True)]
+    lines = gpt.train_val_split(TEXT)[1].split("\n")[:-1]
+    if len(lines[0]) <= 24:                                         # the split has cut it
+        del lines[0]
+    for line, left, right in zip(lines, *columns, strict=True):
+        assert line[:12] == left[:12] == right[:12] and max(len(left), len(right)) <= 37
+    assert printed.splitlines()[-1].endswith(' diff -y -W 79 "data/cats-bigram.txt" "data/cats-gpt.txt"')
 
 
-def test_bigram_py_writes_the_same_file_to_the_byte(ran, cats):
-    code, output, error = main("--text", "cats.txt", program=lambda arguments: gpt.run_cleanly(
-        "bigram.py", bigram.command, arguments))
-    assert (code, error) == (0, "")
-    assert "cats-bigram.txt" in files(cats)
-    for name in files(cats):
-        assert (cats / "data" / name).read_bytes() == (ran[0] / "data" / name).read_bytes()
+def shape(line):
+    """What a line of a run looks like, whatever its numbers are, and the words of a pair."""
+    return "a pair" if line[37:40] == " | " else re.sub(r" *\d[\d.,]*\b", " 0", line)
 
 
-def test_without_a_bigram_the_lines_are_compared_with_the_text(cats, monkeypatch):
-    monkeypatch.setattr(gpt, "LARGEST_BIGRAM", 3)
-    code, output, _ = main("--text", "cats.txt", *OPTIONS)
-    assert code == 0 and "finished by GPT:" in output
-    assert "\nCompare:  diff -y -W 79 data/cats-text.txt data/cats-gpt.txt\n" in output
-    assert files(cats) == ["cats-gpt.txt", "cats-text.txt", "cats.csv", "cats.pt"]
+def test_the_listing_of_chapter_10_has_the_form_of_what_a_run_prints(story):
+    listing = re.search(r"^(?:#.*\n)*#     bigram  step.*\n(?:#.*\n)*", STORY, re.MULTILINE)[0]
+    lines = re.findall(r"^#     ((?:bigram|gpt|Both|\d).*|.* \| .*)$", listing, re.MULTILINE)
+    shapes = [shape(line) for line in lines]
+    assert set(shapes) <= set(map(shape, story[1].splitlines()))
+    assert len(set(shapes)) == 6 and shapes.count("a pair") >= 6
+
+
+IMPORT = """
+import os, random, signal, sys, warnings, requests     # whose urllib3 has a filter of its own
+
+def state():
+    return {"filters": list(warnings.filters), "showwarning": warnings.showwarning, "arguments": sys.argv,
+            "errors": sys.stdout.errors,
+            "hooks": (sys.excepthook, sys.unraisablehook), "recursion": sys.getrecursionlimit(),
+            "random": random.getstate(), "environment": dict(os.environ), "folder": (os.getcwd(), os.listdir()),
+            "signals": {number: signal.getsignal(number) for number in signal.valid_signals()}}
+
+before, after = state(), __import__("gpt") and state()
+for name in before:
+    assert before[name] == after[name], (name, before[name], after[name])
+
+import torch                                            # its state must be that of a new process
+assert torch.initial_seed() > 2**32                     # not one that somebody chose; and nothing was drawn
+assert torch.equal(torch.get_rng_state(), torch.Generator().manual_seed(torch.initial_seed()).get_state())
+assert torch.get_default_dtype() == torch.float32 and torch.get_default_device().type == "cpu"
+assert torch.is_grad_enabled() and not torch.are_deterministic_algorithms_enabled()
+assert torch.tensor(1e-39) / 2 > 0                      # denormal numbers are kept
+"""
+
+
+def test_importing_gpt_changes_nothing_and_prints_nothing(tmp_path):
+    done = subprocess.run([sys.executable, "-c", IMPORT], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)},
+                          capture_output=True, text=True)
+    assert (done.stderr, done.stdout, done.returncode) == ("", "", 0)
