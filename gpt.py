@@ -867,6 +867,12 @@ def check(holds, message):
         raise UserError(message)
 
 
+def reason(error):
+    """What went wrong in a file, in one sentence."""
+    kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+    return kind + str(error).partition(". ")[0]
+
+
 def check_range(name, value, low, below=2**32):
     check(low <= value < below, f"{name} must be at least {low} and below {below}, not {value}")
 
@@ -1293,8 +1299,7 @@ def load_gpt2(folder):
             parameters["lm_head.weight"] = parameters["token_embedding.weight"]
         return restore_gpt(options, parameters, tied), tokenizer
     except Exception as error:                              # who knows what is in a file
-        raise UserError(f"{folder} has no GPT-2 that can be used: {type(error).__name__}: "
-                        f"{error!s:.200}") from error
+        raise UserError(f"{folder} has no GPT-2 that can be used: {reason(error):.200}") from error
 
 
 # %% Appendix: Long runs
@@ -1328,9 +1333,6 @@ def write_whole(path, write):
 def hold_name(name):
     """A file that is locked as long as it is open and this process lives; UserError if it is."""
     DATA.mkdir(parents=True, exist_ok=True)
-    for path in DATA.iterdir():                         # left by a run that was killed
-        if re.fullmatch(re.escape(name) + r"\.(pt|csv|html)\.\d+\.tmp", path.name):
-            path.unlink(missing_ok=True)
     file = open(DATA / f".{name}.lock", "a")
     try:
         import fcntl                                    # not on Windows
@@ -1339,7 +1341,10 @@ def hold_name(name):
         file.close()
         raise UserError(f"another process is training {name}; --name gives yours another name")
     except (ImportError, OSError):                      # no locks here: go on without
-        pass
+        return file
+    for path in DATA.iterdir():                         # left by a run that was killed
+        if re.fullmatch(re.escape(name) + r"\.(pt|csv|html)\.\d+\.tmp", path.name):
+            path.unlink(missing_ok=True)
     return file
 
 
@@ -1359,20 +1364,31 @@ def save_checkpoint(path, model, tokenizer, progress=None):
 
     UserError if it could not be loaded again: load_checkpoint builds what build_gpt builds.
     """
+    content = checkpoint_content(model, tokenizer, progress)
+    write_whole(Path(path), lambda file: torch.save(content, file))
+
+
+def checkpoint_content(model, tokenizer, progress):
+    """The dict that a checkpoint holds. UserError if no GPT could be made of it."""
     model = getattr(model, "_orig_mod", model)          # what torch.compile has wrapped
     options, tied = check_options(model.config), is_tied(model)
-    check(type(tokenizer) in (CharTokenizer, BPETokenizer), "this tokenizer cannot be saved")
+    check(type(model) is POSITIONS[options.position],
+          f"a {type(model).__name__} cannot be saved as a GPT with {options.position} positions")
+    check(type(tokenizer) in (CharTokenizer, BPETokenizer)
+          and type(tokenizer)(tokenizer.vocabulary).ids == tokenizer.ids,
+          "a checkpoint cannot hold this tokenizer")
     check(tokenizer.vocab_size == options.vocab_size, f"vocab_size={options.vocab_size}, but the "
                                                       f"tokenizer has {tokenizer.vocab_size}")
     parameters = {name: p.detach().float().cpu() for name, p in model.state_dict().items()}
+    for name, p in parameters.items():
+        check(p.isfinite().all(), f"{name}: not a finite number. Try a lower learning_rate")
     with torch.device("meta"):                          # shapes alone, without numbers
         expected = POSITIONS[options.position](options).state_dict()
     check({name: p.shape for name, p in parameters.items()} ==
           {name: p.shape for name, p in expected.items()},
           f"the parameters are not those of a GPT with {options}, so they could not be loaded")
-    content = {"format": FORMAT, "options": asdict(options), "tied": tied,
-               "vocabulary": tokenizer.vocabulary, "parameters": parameters, "progress": progress}
-    write_whole(Path(path), lambda file: torch.save(content, file))
+    return {"format": FORMAT, "options": asdict(options), "tied": tied,
+            "vocabulary": tokenizer.vocabulary, "parameters": parameters, "progress": progress}
 
 
 def is_tied(model):
@@ -1415,8 +1431,7 @@ def read_checkpoint(path):
                     saved.best = restore_gpt(saved.options, saved.progress.best, saved.tied)
             return saved
         except Exception as error:                      # who knows what is in a file
-            raise UserError(f"{path} is not a whole checkpoint: {type(error).__name__}: "
-                            f"{str(error).partition('. ')[0]:.150}") from error
+            raise UserError(f"{path} is not a whole checkpoint: {reason(error):.150}") from error
 
 
 def check_progress(progress, model):
@@ -1427,6 +1442,8 @@ def check_progress(progress, model):
     columns = "step", "train_loss", "val_loss", "learning_rate"
     numbers = [*progress.losses, *(row[column] for row in progress.history for column in columns)]
     check(all(type(x) in (int, float) and math.isfinite(x) for x in numbers), "an odd loss")
+    evaluated = progress.history[-1]["step"] if progress.history else 0
+    check(len(progress.losses) == progress.step - evaluated, "its losses are odd")
     check((progress.best is None) == (not progress.history), "its best parameters are odd")
     parameters = [p for group in build_optimizer(model, model.config).param_groups
                   for p in group["params"]]
@@ -1457,7 +1474,7 @@ class LongRun:
         self.device, self.compile = device, compile
         self.text_path, self.text_sha256 = text_path and str(text_path), hash_of(text)
         self.step, self.losses, self.history, self.best = 0, [], [], None
-        self.saved_step = None                          # nothing is saved yet
+        self.saved_step = saved and saved.progress.step         # None: nothing is saved yet
 
     def __enter__(self):
         self.lock = hold_name(self.name)
@@ -1472,11 +1489,12 @@ class LongRun:
               "a model is trained in 32 bits; --dtype bfloat16 computes with 16")
         get_batch(train_data, 0, options)               # an error before anything is touched
         trained = copy.deepcopy(getattr(model, "_orig_mod", model))     # to be moved and compiled
+        trained.config = options                        # with these, it is saved
         if self.saved is not None:
             before = self.saved.progress
             trained.load_state_dict(self.saved.model.state_dict())
             self.step, self.losses, self.best = before.step, list(before.losses), before.best
-            self.history, self.saved_step = list(before.history), before.step
+            self.history = list(before.history)
             rate = learning_rate_at(self.step, options)     # longer max_steps raise it again
             say(f"{self.name}: going on from step {self.step} of {options.max_steps}, with a "
                 f"learning rate of {rate:.1e}")
@@ -1537,15 +1555,14 @@ class LongRun:
     def save(self, trained, optimizer):
         """Write the checkpoint, and the losses as data/NAME.csv. UserError if a number is lost."""
         losses = sum(self.losses) + sum(row["train_loss"] + row["val_loss"] for row in self.history)
-        for name, x in (("loss", losses), *trained.named_parameters()):
-            check(torch.as_tensor(x).isfinite().all(),
-                  f"{name}: not a finite number by step {self.step}. Try a lower learning_rate")
-        if self.saved_step is None:                     # a new run
-            set_aside(self.name)
-        save_checkpoint(DATA / f"{self.name}.pt", trained, self.tokenizer, {
+        check(math.isfinite(losses), "loss: not a finite number. Try a lower learning_rate")
+        content = checkpoint_content(trained, self.tokenizer, {
             "step": self.step, "losses": self.losses, "history": self.history, "best": self.best,
             "optimizer": optimizer.state_dict()["state"],           # m and v of AdamW
             "text_path": self.text_path, "text_sha256": self.text_sha256})
+        if self.saved_step is None:                     # a new run
+            set_aside(self.name)
+        write_whole(DATA / f"{self.name}.pt", lambda file: torch.save(content, file))
         self.saved_step = self.step
         rows = ["step,train_loss,val_loss,learning_rate",
                 *(",".join(map(str, row.values())) for row in self.history)]
@@ -1605,8 +1622,8 @@ def run_command(arguments, long_run_class=LongRun):
     parser.add_argument("--device", help="cuda, mps or cpu; else cuda if it is there")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
-    comments = inspect.getsource(Config) + inspect.getsource(Options)       # what fields mean
-    for name, meaning in re.findall(r"^    (\w+): .*?# (.*)$", comments, flags=re.MULTILINE):
+    source = inspect.getsource(sys.modules[__name__])   # its comments say what the fields mean
+    for name, meaning in re.findall(r"^    (\w+): \w+ = .*?# (.*)$", source, flags=re.MULTILINE):
         field = Options.__dataclass_fields__[name]
         kind = ({"action": argparse.BooleanOptionalAction} if field.type is bool else
                 {"type": field.type, "metavar": field.type.__name__.upper()})
@@ -1622,7 +1639,7 @@ def run_command(arguments, long_run_class=LongRun):
         saved = read_checkpoint(DATA / f"{name}.pt" if name else find_run())
         check(saved.progress is not None, f"{saved.path} holds a model alone; only runs can go on")
         text_name, text = load_text_of(saved, given.text)
-        name = saved.path.stem
+        name = name or saved.path.stem
         tokenizer, config = saved.tokenizer, resumed_options(saved, options)
         kind = "char" if isinstance(tokenizer, CharTokenizer) else "bpe"
         check(given.tokenizer in (None, kind), f"{saved.path} has --tokenizer {kind}")

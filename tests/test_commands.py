@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import (CATS, TEXT, TINY, assert_same_run, contents, files, main, one_line, read_csv, save_model,
-                      tiny_config)
+from conftest import TEXT, TINY, assert_same_run, contents, files, main, one_line, read_csv, save_model, tiny_config
 
 import gpt
 

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import CATS, ROOT, TEXT, assert_same_run, chdir, contents, files, main, one_line, read_csv, tiny_config
+from conftest import CATS, ROOT, TEXT, assert_same_run, contents, files, main, one_line, read_csv, tiny_config
 
 import gpt
 import torch
@@ -178,11 +178,10 @@ class OwnTokenizer(gpt.CharTokenizer):
 
 @pytest.mark.parametrize("changes", [
     dict(make_gpt=WideMLP), dict(make_gpt=lambda config: gpt.build_gpt(config).half()),
-    dict(make_gpt=lambda config: gpt.GPT(replace(config, max_steps=3000))),
     dict(make_gpt=gpt.SinusoidalGPT, position="rotary"),        # its parameters have the same shapes
     dict(tokenizer=OwnTokenizer(TEXT)), dict(tokenizer=gpt.CharTokenizer("abc")),
     dict(max_steps=6.0), dict(seed=-1), dict(dropout=1.0), dict(position="rope"), dict(n_layer="2"), dict(n_embd=None),
-    dict(learning_rate=math.nan)], ids=str)
+    dict(learning_rate=math.nan)])
 def test_what_could_not_be_loaded_is_refused_before_anything_is_touched(copy, changes):
     before = contents(copy)
     with pytest.raises(gpt.UserError):
@@ -194,23 +193,19 @@ class Integer(int):
     """As those of NumPy: it can be computed with, and only looks like an int."""
 
 
-class Real(float):
-    pass
+class Twenty:
+    def __index__(self):
+        return 20
 
 
-def compiled(config):
-    return torch.compile(gpt.GPT(config), backend="eager")
-
-
-@pytest.mark.parametrize("make_gpt", [gpt.GPT, compiled])
-def test_numbers_of_other_types_are_saved_as_pythons_own(cats, make_gpt):
-    config = gpt.Config(vocab_size=TOKENIZER.vocab_size, block_size=8, n_layer=1, n_embd=Integer(16), dropout=Real(0.1),
-                        max_steps=Integer(20), learning_rate=torch.tensor(1e-3), eval_interval=10)
-    assert [step for step, *_ in train_long(config=config, make_gpt=make_gpt)] == [10, 20]
+def test_numbers_of_other_types_are_saved_as_pythons_own(cats):
+    config = gpt.Config(vocab_size=TOKENIZER.vocab_size, block_size=8, n_layer=1, n_embd=Integer(16), dropout=0.1,
+                        max_steps=Twenty(), learning_rate=torch.tensor(1e-3), eval_interval=10)
+    assert [step for step, *_ in train_long(config=config, make_gpt=gpt.GPT)] == [10, 20]
     saved = gpt.read_checkpoint("data/cats.pt")
     assert {name: type(x) for name, x in vars(saved.options).items()} == {
         name: field.type for name, field in gpt.Options.__dataclass_fields__.items()}
-    assert (saved.options.n_embd, saved.options.learning_rate) == (16, torch.tensor(1e-3).item())
+    assert (saved.options.n_embd, saved.options.max_steps) == (16, 20)
     assert train_long(config=saved.options, resume=True) == [tuple(saved.progress.history[-1].values())[:3]]
 
 
@@ -400,7 +395,7 @@ def lose_a_parameter_and_save(long_run, trained, optimizer):
 @pytest.mark.parametrize("do, words", [(lambda long_run, *_: long_run.losses.append(math.nan), "loss: "),
                                        (lose_a_parameter, "loss: "), (lose_a_parameter_and_save, "ln_f.weight: ")])
 def test_a_number_that_is_lost_stops_a_run_and_is_never_saved(cats, do, words):
-    with pytest.raises(gpt.UserError, match=f"{words}not a finite number by step [46]. Try a lower learning_rate"):
+    with pytest.raises(gpt.UserError, match=f"{words}not a finite number. Try a lower learning_rate"):
         train_long(before_step(4, do))
     assert gpt.read_checkpoint("data/cats.pt").progress.step == 3
     assert [row["step"] for row in read_csv("data/cats.csv")] == ["3"]

@@ -129,7 +129,7 @@ def test_the_listing_of_chapter_10_has_the_form_of_what_a_run_prints(story):
     lines = re.findall(r"^#     ((?:bigram|gpt|Both|\d).*|.* \| .*)$", listing, re.MULTILINE)
     shapes = [shape(line) for line in lines]
     assert set(shapes) <= set(map(shape, story[1].splitlines()))
-    assert len(set(shapes)) == 6 and shapes.count("a pair") >= 6
+    assert len(set(shapes)) == 7 and shapes.count("a pair") >= 6
 
 
 IMPORT = """
