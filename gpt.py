@@ -12,10 +12,10 @@ about two minutes on two cores of a laptop, without a GPU. The chapters:
     1  Text               4  Bigram, the first model      7  GPT          10  The run
     2  Tokens             5  Attention                    8  Training
 
-You should know Python, and have met matrix products, slopes, logarithms and standard deviations.
-You don't need to know PyTorch, the library that does the computing. From chapter 1 on, there is
-something to try in every chapter: start Python in the folder of this file, keep it open, and type
-the lines that follow >>>, in order. Python's answers are shown below them.
+You should know Python, and roughly what matrix products, slopes, logarithms and standard deviations
+are. You don't need to know PyTorch, the library that does the computing. From chapter 1 on, there
+is something to try in every chapter: start Python in the folder of this file, keep it open, and
+type the lines that follow >>>, in order. Python's answers are shown below them.
 
 A tensor is an array of numbers with a shape. The shape (2, 3) means 2 rows of 3 numbers, and () is
 a single number. A comment such as `# (B, T) -> (B, T, C)` says how a line changes the shape:
@@ -34,7 +34,7 @@ from pathlib import Path
 
 import requests
 
-with warnings.catch_warnings():                 # torch warns if NumPy is missing, but needs none
+with warnings.catch_warnings():                 # torch warns if NumPy is missing; we don't need it
     warnings.simplefilter("ignore")
     import torch
 import torch.nn as nn
@@ -124,23 +124,23 @@ def encode_text(text, tokenizer):
 
 
 # %% 3. Batches
-# At every position of a text, a model can practice: it sees the tokens so far, and predicts the
-# next one. The right answers are called targets. They are the inputs, shifted by one:
+# A model can practice at every position in a text: it sees the tokens so far, and predicts the next
+# one. The right answers are called targets. They are the inputs, shifted by one:
 #
 #     inputs      F i r s t         after F           comes i
 #     targets     i r s t _         after F i         comes r
 #                                   after F i r       comes s, and so on (_ is the space)
 #
-# So a window of T + 1 tokens holds T examples. PyTorch can list all windows of a text, here of 0,
-# 1, 2, 3, 4, 5. Its `unfold` slides along dimension 0, takes 3 tokens at a time, and moves on by 1:
+# So a window of T + 1 tokens holds T examples. PyTorch can list all the windows of a text. Let 0 to
+# 5 be the text. `unfold` slides along dimension 0, takes 3 tokens at a time, and moves on by 1:
 # >>> torch.arange(6).unfold(0, 3, 1)
 # tensor([[0, 1, 2],
 #         [1, 2, 3],
 #         [2, 3, 4],
 #         [3, 4, 5]])
 
-# A batch is some of these windows, drawn at random. Several are better than one, because a single
-# window is a poor sample of the text.
+# A batch is a handful of these windows, drawn at random. Several are better than one, because a
+# single window is a poor sample of the text.
 def get_batch(data, step, config):
     """Inputs and targets for a training step, both (B, T), from random places in data (N,)."""
     B, T = config.batch_size, config.block_size
@@ -148,7 +148,8 @@ def get_batch(data, step, config):
         raise ValueError(f"block_size={T} needs a training text of more than {len(data)} tokens")
     torch.manual_seed(1_000_003 * config.seed + step)       # so that each step can be repeated
     rows = torch.randint(len(data) - T, (B,))               # B random integers
-    windows = data.unfold(0, T + 1, 1)[rows].long()         # (N,) -> (N-T, T+1) -> (B, T+1)
+    windows = data.unfold(0, T + 1, 1)[rows]                # (N,) -> (N-T, T+1) -> (B, T+1)
+    windows = windows.long()                                # 64 bits, as PyTorch wants its ids
     return windows[:, :-1], windows[:, 1:]                  # all but the last, all but the first
 
 
@@ -170,7 +171,7 @@ def train_val_split(text):
 # The simplest model that can learn is a table of scores. A bigram is a pair of tokens, and row i,
 # column j of the table says how well token j follows token i. Such scores are called logits.
 # Softmax turns a row of logits into probabilities: exp makes each of them positive, and then each
-# is divided by the sum of all, so that they add up to 1.
+# is divided by their sum, so that they add up to 1.
 # >>> logits = torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0])
 # >>> F.softmax(logits, dim=0)                            # exp(2) / 12.475, exp(1) / 12.475, ...
 # tensor([0.5923, 0.2179, 0.0802, 0.0802, 0.0295])
@@ -202,7 +203,7 @@ class BigramLanguageModel(nn.Module):
     def forward(self, idx, targets=None):
         """Token ids: idx, targets (B, T) -> logits (B, T, V), and the loss () or None."""
         logits = self.table(idx)                # (B, T) -> (B, T, V), the row of each token
-        # cross_entropy wants a row for each prediction: flatten makes (B*T, V) of (B, T, V).
+        # cross_entropy wants a row for each prediction: flatten turns (B, T, V) into (B*T, V).
         loss = None if targets is None else F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         return logits, loss
 
@@ -213,7 +214,7 @@ class BigramLanguageModel(nn.Module):
 # >>> model = BigramLanguageModel(5)
 # >>> x, y = torch.tensor([[0, 1, 2]]), torch.tensor([[1, 2, 3]])
 # >>> logits, loss = model(x, y)
-# >>> model.table.weight.data[0, 1] += 0.01               # .data: only the numbers
+# >>> model.table.weight.data[0, 1] += 0.01               # .data: unnoticed by PyTorch
 # >>> logits, nudged = model(x, y)
 # >>> model.table.weight.data[0, 1] -= 0.01               # back to 0
 # >>> round(loss.item(), 5), round(nudged.item(), 5)      # item() makes a Python number
@@ -236,10 +237,10 @@ class BigramLanguageModel(nn.Module):
 # (0.2 - 1) / 3 = -0.2667. The others did not come, so their slope is 0.2 / 3 = 0.0667. (If token 0
 # occurred more often, the slopes of its row would be added up.)
 #
-# A step of gradient descent changes each parameter, by subtracting a little of its slope. So the
-# logits of tokens that came grow, the others shrink, and the loss falls. The learning rate says how
-# much of the slope is subtracted. The loss was 1.61. A single step, with a learning rate of 1,
-# leads to:
+# A step of gradient descent subtracts from each parameter a little of its own slope. So the logits
+# of tokens that came grow, the others shrink, and the loss falls. The learning rate says how much
+# of the slope is subtracted. The loss was 1.61. After a single step with a learning rate of 1, it
+# is:
 # >>> model.table.weight.data -= 1.0 * model.table.weight.grad
 # >>> logits, loss = model(x, y)
 # >>> round(loss.item(), 2)
@@ -252,13 +253,13 @@ class BigramLanguageModel(nn.Module):
 # They are parameters, and training finds what is useful.
 #
 # A token collects by a weighted mean. Say that three tokens hold the values 10, 20 and 30, and that
-# the third gives them (itself, too) the attention weights 0.9, 0.05 and 0.05. It then receives
-# 11.5, close to 10, because most of the weight is on the first. `@`, the matrix product, computes
-# the sum:
+# the third gives the three of them, itself included, the attention weights 0.9, 0.05 and 0.05. It
+# then receives 11.5, close to 10, because most of the weight is on the first. `@`, the matrix
+# product, computes the sum:
 # >>> torch.tensor([0.9, 0.05, 0.05]) @ torch.tensor([10.0, 20.0, 30.0])
 # tensor(11.5000)
 
-# Where do the attention weights come from? From the tokens themselves. Out of its C numbers, each
+# Where do the attention weights come from? From the tokens themselves. From its C numbers, each
 # token makes three vectors of hs numbers:
 #
 #     a query     what am I looking for?
@@ -269,7 +270,8 @@ class BigramLanguageModel(nn.Module):
 #
 # Linear layers make these vectors. nn.Linear(C, D) turns C numbers into D: it multiplies them by a
 # matrix and adds a vector, its bias. Both are parameters, and begin as small random numbers. All
-# tokens share the same layer. Here, three tokens with C = 4 numbers each receive queries of hs = 2:
+# tokens share the same layer. Here, three tokens with C = 4 numbers each get queries of hs = 2
+# numbers:
 # >>> nn.Linear(4, 2)(torch.randn(3, 4)).shape            # randn: random numbers
 # torch.Size([3, 2])
 
@@ -282,10 +284,10 @@ class BigramLanguageModel(nn.Module):
 # tensor([4., 0., 0.])
 
 # Softmax turns scores into attention weights, as it turned logits into probabilities. Before that,
-# the scores are divided by sqrt(hs). A score is a sum of hs products, and if these are random,
-# their sum has a standard deviation of sqrt(hs). With hs = 32, the largest of 64 weights would be
-# about 0.7 before anything is learned. With the division, it is about 0.1, and all tokens have a
-# say.
+# the scores are divided by sqrt(hs), because a score is a sum of hs products: if its numbers are
+# random, with a standard deviation of 1, then the score has one of sqrt(hs). With hs = 32, the
+# largest of 64 weights would be about 0.7 for such numbers, and most tokens would be ignored before
+# anything is learned. With the division, it is about 0.1.
 # >>> F.softmax(k @ query / math.sqrt(2), dim=0)          # exp(4 / 1.41) is 17 times exp(0)
 # tensor([0.8943, 0.0529, 0.0529])
 
@@ -313,7 +315,7 @@ def attention(q, k, v):
 #         [0.0558, 0.9442, 0.0000],
 #         [0.8943, 0.0529, 0.0529]])
 
-# PyTorch has the same function, made faster. From now on, we use that one:
+# PyTorch has the same function, only faster. We use it from now on:
 # >>> v = torch.tensor([[10.0], [20.0], [30.0]])
 # >>> attention(q, k, v)[2], F.scaled_dot_product_attention(q, k, v, is_causal=True)[2]
 # (tensor([11.5857]), tensor([11.5857]))
@@ -340,8 +342,8 @@ def split_heads(x, n_head):
 # [[[[1, 2], [5, 6]], [[3, 4], [7, 8]]]]
 
 # This module puts it together. Its layer qkv makes queries, keys and values at once. The last
-# layer, proj (projection), mixes what the heads have found, which until then lies in separate
-# channels.
+# layer, proj (projection), mixes what the heads have found, which has been kept in separate
+# channels so far.
 class CausalSelfAttention(nn.Module):
     """Each token collects from itself and those before it: (B, T, C) -> (B, T, C)."""
     def __init__(self, config):
@@ -352,7 +354,7 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(C, 3 * C)
         self.proj = nn.Linear(C, C)
 
-    def attend(self, q, k, v):                          # a method, so that it can be replaced
+    def attend(self, q, k, v):                          # the appendix replaces it
         """Three of (B, nh, T, hs) -> (B, nh, T, hs)."""
         return F.scaled_dot_product_attention(q, k, v, is_causal=True)
 
@@ -373,15 +375,16 @@ class CausalSelfAttention(nn.Module):
 
 # %% 6. Positions
 # A mean does not depend on order. In one layer of attention, the earlier tokens are to the last one
-# like balls in a bag: it sees which there are, but not their order. Rearrange the first three:
+# like balls in a bag: it sees which ones are there, but not in what order. Rearrange the first
+# three:
 # >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
 # >>> y = x[[2, 0, 1, 3]]
 # >>> attention(x, x, x)[3], attention(y, y, y)[3]        # what the last token receives
 # (tensor([1.6089, 0.1956]), tensor([1.6089, 0.1956]))
 
 # But "dog bites man" is not "man bites dog". So each token must carry its position. A second table,
-# learned like that of the embeddings, has a vector for each position in the context. It is added to
-# the vector of the token, and then the same token is different at each place:
+# learned like the first, has a vector for each position in the context. It is added to the vector
+# of the token, and then the same token is different at each place:
 # >>> positions = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
 # >>> x, y = x + positions, y + positions
 # >>> attention(x, x, x)[3], attention(y, y, y)[3]
@@ -415,17 +418,17 @@ class MLP(nn.Module):
 # each is 0.1, then ten of them make 0.0000000001, and the first layer hardly learns. The remedy is
 # x = x + layer(x). What flows through the stack is then called the residual stream: layers do not
 # replace what it carries, they add to it. The slope of such a sum is not 0.1, but 1 + 0.1:
-# >>> round(0.1**10, 4), round((1 + 0.1)**10, 4)
+# >>> round(0.1**10, 4), round((1 + 0.1)**10, 4)          # the second is large enough to learn by
 # (0.0, 2.5937)
 
-# But a stream to which many layers add can grow. So that each layer reads numbers of the same size,
-# LayerNorm first brings the C numbers of a token to mean 0 and standard deviation 1. Then it
-# multiplies each channel by a learned number, which begins at 1, and adds another, which begins at
-# 0.
+# A stream to which many layers add can grow. So a LayerNorm stands before each layer, which then
+# reads numbers of the same size: it first brings the C numbers of a token to mean 0 and standard
+# deviation 1. Then it multiplies each channel by a learned number, which begins at 1, and adds
+# another, which begins at 0.
 # >>> nn.LayerNorm(4)(torch.tensor([10.0, 20.0, 30.0, 40.0])).data
 # tensor([-1.3416, -0.4472,  0.4472,  1.3416])
 
-# In a long training, a model may learn its text by heart. Dropout sets a random share of the
+# Trained for long enough, a model may learn its text by heart. Dropout sets a random share of the
 # numbers to zero, so that the model cannot rely on any of them. The others are enlarged, and the
 # mean stays the same. When the model writes, dropout is off.
 # >>> nn.Dropout(0.5)(torch.ones(1000)).unique()          # which numbers are there?
@@ -477,7 +480,7 @@ class GPT(nn.Module):
         self.init_parameters()
 
     def init_parameters(self):
-        """Choose first parameters where PyTorch's own, small random numbers, are not the best."""
+        """Set the starting values for which PyTorch's small random numbers are not the best."""
         for name, p in self.named_parameters():
             if name.endswith("embedding.weight"):
                 nn.init.normal_(p, std=0.4)             # 0.4 was found by trying
@@ -501,8 +504,8 @@ class GPT(nn.Module):
         return logits, loss
 
 
-# How can proj learn if it begins at 0? Its slope is the slope of what it yields times what it
-# reads, and neither is 0. In the first step, a block changes only its two proj. Then slopes pass
+# How can proj learn if it begins at 0? Its slope is the slope of its output times its input, and
+# neither is 0. In the first step, a block learns only through its two proj. Then slopes pass
 # through them, and everything learns.
 #
 # An untrained GPT knows nothing. Its loss is even a little above ln(65): it has small random
@@ -534,10 +537,11 @@ class GPT(nn.Module):
 #     v = 0.99 v + 0.01 g^2         over about 100 steps
 #     w = w - learning_rate * m / sqrt(v)
 #
-# Both means begin at 0 and are too small at first: after one step, m is only 0.1 g. So Adam uses m
-# / (1 - 0.9^t) and v / (1 - 0.99^t) in step t, which makes g and g^2 of them in the first. If its
-# slopes agree, a parameter moves by about the learning rate; if they contradict each other, it
-# moves less. Try a first step with the slopes 100 and 0.01:
+# Both means begin at 0 and are too small at first: after one step, m is only 0.1 g. So in step t,
+# Adam uses m / (1 - 0.9^t) and v / (1 - 0.99^t), which in the first step are exactly g and g^2. It
+# also adds 0.00000001 to sqrt(v), so that it never divides by 0. If its slopes agree, a parameter
+# moves by about the learning rate; if they contradict each other, it moves less. Try a first step
+# with the slopes 100 and 0.01:
 # >>> w = nn.Parameter(torch.tensor([1.0, 1.0]))
 # >>> adam = torch.optim.AdamW([w], lr=0.1, weight_decay=0.0)         # without decay, it is Adam
 # >>> (w @ torch.tensor([100.0, 0.01])).backward()
@@ -545,8 +549,9 @@ class GPT(nn.Module):
 # >>> w.data
 # tensor([0.9000, 0.9000])
 
-# AdamW (Loshchilov & Hutter 2019) adds weight decay: each step also makes the matrices a little
-# smaller, so that their numbers stay large only if the loss needs them, and memorize less.
+# AdamW (Loshchilov & Hutter 2019) adds weight decay: each step also subtracts learning_rate *
+# weight_decay * w from w. So numbers stay large only if the loss needs them, which leaves less room
+# for memorizing.
 def build_optimizer(model, config):
     """AdamW. Matrices and tables decay; the few numbers in biases and LayerNorms do not."""
     groups = [{"params": [p for p in model.parameters() if p.dim() >= 2]},
@@ -571,8 +576,8 @@ def learning_rate_at(step, config):
 # [4e-05, 0.002, 0.004, 0.002, 0.0]
 
 # Now and then, an odd batch has enormous slopes, which would spoil m and v for many steps. Gradient
-# clipping takes all slopes as one long vector. Its length is the root of the sum of squares, and if
-# that is more than grad_clip, the vector is shortened.
+# clipping treats all the slopes as one long vector. Its length is the root of the sum of squares,
+# and if that is more than grad_clip, the vector is shortened.
 def training_step(model, optimizer, data, step, config):
     """One step of gradient descent. Returns the loss of its batch, a float."""
     for group in optimizer.param_groups:
@@ -587,7 +592,7 @@ def training_step(model, optimizer, data, step, config):
     return loss.item()
 
 
-# Outside training, we want no dropout, and nothing needs to be remembered for slopes. Both hold
+# Outside training, we want no dropout, and PyTorch need not remember anything for slopes. Both hold
 # inside `with eval_mode(model):`, and afterwards the model is as before, even after an error.
 @contextmanager
 def eval_mode(model):
@@ -595,12 +600,13 @@ def eval_mode(model):
     model.eval()
     try:
         with torch.no_grad():
-            yield                                       # here runs what stands inside the `with`
+            yield                                       # the body of the `with` runs here
     finally:
         model.train(was_training)
 
 
 # How good is a model? Let it predict the whole validation split, in windows one after the other.
+# The first tokens of a window have little to look back on, so this is a little too strict.
 def evaluate(model, data):
     """Mean loss over data (N,), a float. The last tokens, which fill no window, are left out."""
     T = model.block_size
@@ -629,8 +635,9 @@ def train(model, train_data, val_data, config):
 
 # Remember "hello " from chapter 1. After an l, a bigram model has to choose between l and o, which
 # costs ln(2). Two of six characters are an l, so its loss is at least 2/6 ln(2) = 0.23. A tiny GPT
-# looks further back, and has to guess only where a window begins with an l. (As this text repeats
-# itself, it serves for training and for validation.)
+# looks further back. It has to guess only where a window of 8 begins with an l, which is one window
+# in three: ln(2) / 8 / 3 = 0.03. (As this text repeats itself, it serves for training and for
+# validation.)
 # >>> tiny = Config(vocab_size=5, block_size=8, n_layer=1, n_head=2, n_embd=16, max_steps=300)
 # >>> data = encode_text("hello " * 100, tokenizer)
 # >>> bigram, gpt = BigramLanguageModel(5), GPT(tiny)
@@ -647,7 +654,7 @@ def train(model, train_data, val_data, config):
 #
 #     temperature     divide the logits by it: below 1, likely tokens become likelier still; above
 #                     1, probabilities come closer together; at 0, only the likeliest is left
-#     top_k           draw only from the k likeliest tokens
+#     top_k           draw only from the k likeliest tokens (and those as likely as the last one)
 #     top_p           draw only from the fewest tokens that together have at least the probability p
 def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     """The probabilities to draw the next token with: logits (B, V) -> (B, V)."""
@@ -667,23 +674,24 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     return probs
 
 
-# Take the logits of chapter 4, first with a temperature of 0.5. Then the two likeliest tokens, and
-# the fewest that together have at least half the probability (the likeliest alone has 0.59):
+# Take the logits of chapter 4, first with a temperature of 0.5. Then keep the two likeliest tokens:
 # >>> logits = torch.tensor([[2.0, 1.0, 0.0, 0.0, -1.0]])
 # >>> next_token_probabilities(logits, temperature=0.5)
 # tensor([[0.8515, 0.1152, 0.0156, 0.0156, 0.0021]])
 # >>> next_token_probabilities(logits, top_k=2)
 # tensor([[0.7311, 0.2689, 0.0000, 0.0000, 0.0000]])
-# >>> next_token_probabilities(logits, top_p=0.5)
-# tensor([[1., 0., 0., 0., 0.]])
+
+# With top_p = 0.7, the same two stay: the likeliest has 0.59, which is not enough, and the next one
+# brings it to 0.81. In the code, `before` is 0, 0.59, 0.81, 0.89, 0.97, so `count` is 2.
+# >>> next_token_probabilities(logits, top_p=0.7)
+# tensor([[0.7311, 0.2689, 0.0000, 0.0000, 0.0000]])
 
 # To write, the model predicts at all positions, as in training. But what follows the earlier tokens
 # is known, so only the prediction at the last position is used.
 def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None, generator=None):
     """Continue idx (B, T), which is not empty, with any model -> (B, T + max_new_tokens).
 
-    generator: a torch.Generator to draw with. Two threads must not share one model, because it is
-    switched to eval mode while it writes.
+    generator: a torch.Generator to draw with. One thread at a time: the model is in eval mode.
     """
     if idx.shape[1] == 0:
         raise ValueError("there must be at least one token to continue")
@@ -697,14 +705,14 @@ def generate(model, idx, max_new_tokens, temperature=1.0, top_k=None, top_p=None
 
 
 def complete(model, tokenizer, prompt, max_new_tokens, seed=0, temperature=0.8):
-    """The prompt, and what the model writes after it: a str."""
+    """The prompt, and what the model writes after it: a str. 0.8: less variety, fewer slips."""
     idx = torch.tensor([tokenizer.encode(prompt)])                  # (1, T)
     draw = torch.Generator().manual_seed(seed)                      # a source of random numbers
     idx = generate(model, idx, max_new_tokens, temperature, generator=draw)
     return tokenizer.decode(idx[0].tolist())
 
 
-# The tiny GPT of chapter 8 has learned its text:
+# The tiny GPT of chapter 8 knows its text by now:
 # >>> complete(gpt, tokenizer, "he", 12)
 # 'hello hello he'
 
@@ -723,11 +731,11 @@ def bigram_config(config):
 # At the end, both models complete lines that neither has seen, given the first 12 characters. A
 # line is cut at 37, so that two fit side by side into a terminal.
 def finish_lines(model, tokenizer, val_text):
-    """At most twenty lines of val_text, as the model finishes them: a list of str."""
+    """At most twenty lines of val_text, each finished by the model: a list of str."""
     lines = [line for line in val_text.split("\n") if line]
     lines = [line for line in lines if len(line) > 24] or lines     # long ones, if there are any
     prompts = [line[:min(12, len(line) // 2 + 1)] for line in lines[:20]]
-    return [complete(model, tokenizer, prompt, 25, seed=i).split("\n")[0][:37]
+    return [complete(model, tokenizer, prompt, 25, seed=i).split("\n")[0][:37]     # one line
             for i, prompt in enumerate(prompts)]
 
 
@@ -806,9 +814,9 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 # The bigram model is as unsure as if it had to choose among 12 characters, and knows hardly any
 # word. The GPT chooses among 5, and writes words, names and verses. To make sense, it would have to
 # be larger and read more. In the end, its training loss is below its validation loss: it has begun
-# to know its text better than the language.
+# to know its text by heart.
 #
-# Now it is yours. These lines train it once more, in two minutes, and ask what it expects after
+# Now it is yours. These lines train both again, in two minutes, and ask what the GPT expects after
 # ROME:
 # >>> bigram, gpt, tokenizer = run("shakespeare", load_shakespeare(), Config())
 # >>> logits, loss = gpt(torch.tensor([tokenizer.encode("ROME")]))

@@ -21,11 +21,6 @@ ROOT = Path(__file__).parent.parent
 TEXT = "".join(f"The cat number {i} sat on mat {i * 7 % 13}.\n" for i in range(100))
 
 
-def pytest_configure(config):
-    """Ignore the files with holes that rebuild.py writes for a reader."""
-    config.option.ignore_glob = [*(config.option.ignore_glob or []), str(ROOT / "my_*.py")]
-
-
 @pytest.fixture
 def in_tmp(tmp_path, monkeypatch):
     """Change to a temporary folder, so that data/ is made there."""

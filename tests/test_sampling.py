@@ -128,10 +128,10 @@ def test_with_a_cache_the_last_logits_are_the_same(position):
 
 
 @pytest.mark.parametrize("position", POSITIONS)
-@pytest.mark.parametrize("block_size", [1, 2, 7, 24])
+@pytest.mark.parametrize("block_size", [1, 7, 24])
 def test_cached_is_uncached_and_beyond_the_context_the_newer_half_goes_on(position, block_size):
     model = noisy_gpt(tiny_config(position=position, block_size=block_size))
-    for length in (1, 3, 20):
+    for length in (1, 20):
         prompt = torch.randint(11, (2, length))
         text, window = gpt.generate_cached(model, prompt, 14, temperature=0), min(length, block_size)
         assert text.shape == (2, length + 14) and torch.equal(text[:, :length], prompt)

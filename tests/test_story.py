@@ -11,10 +11,11 @@ import string
 import subprocess
 import symtable
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, TEXT, TINY, chdir, files
+from conftest import ROOT, TEXT, TINY, assert_same_tensors, chdir, files
 
 import gpt
 
@@ -117,6 +118,17 @@ def test_the_pairs_that_are_printed_are_the_two_files_to_be_compared(story):
     for line, left, right in zip(lines, *columns, strict=True):
         assert line[:12] == left[:12] == right[:12] and max(len(left), len(right)) <= 37
     assert printed.splitlines()[-1].endswith(' diff -y -W 79 "data/cats-bigram.txt" "data/cats-gpt.txt"')
+
+
+def test_run_takes_other_parts_and_its_seed_decides_the_first_parameters(in_tmp):
+    config = gpt.Config(block_size=8, n_layer=1, n_head=2, n_embd=8, max_steps=1, seed=3)
+    tokenizer = gpt.BPETokenizer(gpt.train_bpe(TEXT, 270))
+    bigram, model, same = gpt.run("cats", TEXT, config, tokenizer, gpt.RotaryGPT, lambda *_: [])
+    assert same is tokenizer and not bigram.training and not model.training
+    torch.manual_seed(3)
+    assert_same_tensors(model.state_dict(), gpt.RotaryGPT(replace(config, vocab_size=270)).state_dict())
+    for name in files(in_tmp):
+        assert max(map(len, (gpt.DATA / name).read_text().split("\n"))) == 37      # cut: tokens are long
 
 
 def shape(line):

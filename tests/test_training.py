@@ -117,7 +117,8 @@ def test_a_step_is_adamw_on_the_clipped_gradient_of_one_batch():
 @pytest.mark.parametrize("position", POSITIONS)
 def test_a_gpt_learns_what_a_bigram_cannot(position):
     """In 'aabb' repeated, a is followed by a or b, equally often; two letters tell what follows."""
-    data, config = torch.tensor([0, 0, 1, 1]).repeat(200), tiny_config(max_steps=100, vocab_size=2, position=position)
+    data = torch.tensor([0, 0, 1, 1]).repeat(200)
+    config = tiny_config(max_steps=100, eval_interval=100, vocab_size=2, n_layer=1, position=position)
     torch.manual_seed(0)
     model = gpt.build_gpt(config)
     before = {name: p.clone() for name, p in model.named_parameters()}
@@ -154,7 +155,7 @@ def test_each_step_and_each_seed_reads_and_drops_others_and_dropout_changes_no_b
     data, batches, masks = random_tokens(500), [], []
     for dropout, seed in ((0.5, 0), (0.5, 1), (0.1, 0)):
         config = tiny_config(dropout=dropout, seed=seed, eval_interval=2)
-        model = gpt.GPT(config)
+        model = gpt.GPT(config).eval()
         model.register_forward_pre_hook(lambda module, inputs: batches.append(inputs[0]))
         model.dropout.register_forward_hook(lambda module, inputs, output: masks.append(output == 0))
         for _ in gpt.train(model, data, data[:9], config):
@@ -212,11 +213,11 @@ def kept():
 
 
 @pytest.mark.parametrize("stops, changes", [
-    ((0, 1), {}), ((3, 4, 5), {"position": "sinusoidal"}), ((2, 9), {"position": "rotary", "head_start": True}),
-    ((1, 2, 3, 4, 6), {"dtype": "bfloat16"})])
+    ((0, 1), {}), ((2, 3, 4), {"position": "sinusoidal"}), ((2, 6), {"position": "rotary", "head_start": True}),
+    ((1, 5), {"dtype": "bfloat16", "position": "rotary"})])
 def test_a_long_run_is_train_however_often_it_is_stopped(stops, changes, in_tmp):
     """With dropout, and to the last bit."""
-    config, data = tiny_config(dropout=0.2, max_steps=10, eval_interval=4, **changes), random_tokens(500)
+    config, data = tiny_config(dropout=0.2, max_steps=7, eval_interval=3, n_layer=1, **changes), random_tokens(500)
     whole, told = train_long(config, data)
     tensors, history = kept()
     assert len(history) == 3 and len(tensors) == 5 * len(whole.state_dict())    # last, best, m, v, how many steps
