@@ -1016,8 +1016,8 @@ class RotaryAttention(CausalSelfAttention):
 
     def turn(self, x, start=0):
         """Turn x (B, nh, T, hs), which stands at the positions start, start + 1, ..."""
-        cos, sin = (z[start:start + x.shape[-2]].to(x.dtype) for z in (self.cos, self.sin))
-        return rotate(x, cos, sin)
+        rows = slice(start, start + x.shape[-2])
+        return rotate(x, self.cos[rows], self.sin[rows])
 
     def attend(self, q, k, v):
         return super().attend(self.turn(q), self.turn(k), v)
@@ -1093,7 +1093,7 @@ def check_options(config):
         try:
             check(isinstance(value, str) == (kind is str), "")
             value = {int: operator.index, float: float}.get(kind, kind)(value)
-        except (TypeError, ValueError, RuntimeError):
+        except (TypeError, ValueError, RuntimeError, ArithmeticError):
             raise UserError(f"{name} must be {kind.__name__}, not {value!r}") from None
         if kind in (int, float):
             zero = name in ("dropout", "weight_decay", "warmup_steps", "seed")

@@ -125,11 +125,11 @@ def no_positions(model):
 def even_start(model):
     """For blocks that replace x, through which nothing would pass if they ended in zeros, as those of gpt.py do.
 
-    Matrices with n inputs have a standard deviation of 1/sqrt(n), which keeps that of x.
+    Tables have a standard deviation of 1, and matrices with n inputs 1/sqrt(n), which keeps that of x.
     """
     for name, p in model.named_parameters():
-        if p.dim() == 2 and "embedding" not in name:
-            nn.init.normal_(p, std=1 / math.sqrt(p.shape[1]))
+        if p.dim() == 2:
+            nn.init.normal_(p, std=1 if "embedding" in name else 1 / math.sqrt(p.shape[1]))
 
 
 def gpt2_start(model):

@@ -114,8 +114,8 @@ def show(machine, sizes):
               f"{number(row['training_tokens_per_second']):>11}{duration(row['hours_of_training']):>9}"
               f"{number(row['cached_tokens_per_second']):>11}{number(row['plain_tokens_per_second']):>9}")
     print("\nMemory to train: parameters, slopes and AdamW's two means; and the activations of a batch of "
-          f"{gpt.Options().batch_size}.\nMFLOP: millions of multiplications and additions to train on a token. Writing: "
-          "with a full context.")
+          f"{gpt.Options().batch_size}.\nMFLOP: millions of multiplications and additions to train on a token. "
+          "Writing: with a full context.")
 
 
 def command(arguments):

@@ -212,8 +212,8 @@ class Demo:
 
 DEMOS = {
     "hello": Demo(lambda: 500 * HELLO, SMALL, partial(check_pattern, HELLO)),
-    "count": Demo(lambda: 500 * COUNT, replace(SMALL, n_layer=1, n_head=2, n_embd=16, max_steps=300, learning_rate=1e-2),
-                  partial(check_pattern, COUNT)),
+    "count": Demo(lambda: 500 * COUNT, replace(SMALL, n_layer=1, n_head=2, n_embd=16, max_steps=300,
+                                               learning_rate=1e-2), partial(check_pattern, COUNT)),
     "random": Demo(lambda: "".join(random.Random(1337).choices(HUNDRED, k=100_000)), SMALL, check_architecture),
     "coder": Demo(python_text, CODER, partial(check_python, None), subwords=True)}
 
