@@ -61,7 +61,7 @@ class Config:
     weight_decay: float = 0.1       # how strongly matrices are pulled towards zero
     grad_clip: float = 1.0          # a longer gradient is shortened to this
     eval_interval: int = 500        # steps between two evaluations
-    seed: int = 1337                # decides everything that is random
+    seed: int = 1337                # decides first parameters, batches and dropout
 
 
 # %% 1. Text
@@ -145,7 +145,7 @@ def get_batch(data, step, config):
     """Inputs and targets for a training step, both (B, T), from random places in data (N,)."""
     B, T = config.batch_size, config.block_size
     if len(data) <= T:
-        raise ValueError(f"block_size={T} needs a training text of more than {len(data)} tokens")
+        raise ValueError(f"block_size={T} needs over {T} tokens to train on, not {len(data)}")
     torch.manual_seed(1_000_003 * config.seed + step)       # so that each step can be repeated
     rows = torch.randint(len(data) - T, (B,))               # B random integers
     windows = data.unfold(0, T + 1, 1)[rows]                # (N,) -> (N-T, T+1) -> (B, T+1)
@@ -173,7 +173,7 @@ def train_val_split(text):
 # Softmax turns a row of logits into probabilities: exp makes each of them positive, and then each
 # is divided by their sum, so that they add up to 1.
 # >>> logits = torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0])
-# >>> F.softmax(logits, dim=0)                            # exp(2) / 12.475, exp(1) / 12.475, ...
+# >>> F.softmax(logits, dim=0)                            # along dimension 0: exp(2) / 12.475, ...
 # tensor([0.5923, 0.2179, 0.0802, 0.0802, 0.0295])
 
 # How good is a prediction? Look at the probability it gave to the token that actually came. The
@@ -275,9 +275,9 @@ class BigramLanguageModel(nn.Module):
 # >>> nn.Linear(4, 2)(torch.randn(3, 4)).shape            # randn: random numbers
 # torch.Size([3, 2])
 
-# The dot product of one token's query with another token's key is a score, which is large if they
-# match. Let k hold the keys of three tokens, a row each. The third token asks; the first key
-# matches:
+# The dot product of one token's query with another token's key (multiply number by number, and add
+# up) is a score, which is large if they match. Let k hold the keys of three tokens, a row each. The
+# third token asks; the first key matches:
 # >>> k = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
 # >>> query = torch.tensor([2.0, 0.0])
 # >>> k @ query
@@ -315,7 +315,7 @@ def attention(q, k, v):
 #         [0.0558, 0.9442, 0.0000],
 #         [0.8943, 0.0529, 0.0529]])
 
-# PyTorch has the same function, only faster. We use it from now on:
+# PyTorch has the same function, only faster. The GPT uses that one:
 # >>> v = torch.tensor([[10.0], [20.0], [30.0]])
 # >>> attention(q, k, v)[2], F.scaled_dot_product_attention(q, k, v, is_causal=True)[2]
 # (tensor([11.5857]), tensor([11.5857]))
@@ -395,8 +395,8 @@ class CausalSelfAttention(nn.Module):
 # time. It has two linear layers, C -> 4C -> C (four times is usual). Two in a row could do no more
 # than one, because the product of two matrices is a matrix. So GELU (Gaussian error linear unit)
 # bends the numbers between them: large positive ones stay, and large negative ones become 0.
-# >>> F.gelu(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]))
-# tensor([-0.0040, -0.1587,  0.0000,  0.8413,  2.9960])
+# >>> F.gelu(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]), approximate="tanh")     # as GPT-2 has it
+# tensor([-0.0036, -0.1588,  0.0000,  0.8412,  2.9964])
 
 class MLP(nn.Module):
     """Each token processes what it has collected: (B, T, C) -> (B, T, C)."""
@@ -406,7 +406,7 @@ class MLP(nn.Module):
         self.proj = nn.Linear(4 * config.n_embd, config.n_embd)
 
     def forward(self, x):
-        x = F.gelu(self.fc(x), approximate="tanh")      # (B, T, C) -> (B, T, 4C); fast, as in GPT-2
+        x = F.gelu(self.fc(x), approximate="tanh")      # (B, T, C) -> (B, T, 4C)
         return self.proj(x)                             # (B, T, 4C) -> (B, T, C)
 
 
@@ -480,12 +480,15 @@ class GPT(nn.Module):
         self.init_parameters()
 
     def init_parameters(self):
-        """Set the starting values for which PyTorch's small random numbers are not the best."""
-        for name, p in self.named_parameters():
-            if name.endswith("embedding.weight"):
-                nn.init.normal_(p, std=0.4)             # 0.4 was found by trying
-            elif name.endswith(("proj.weight", "bias")):
-                nn.init.zeros_(p)                       # so at first, a block adds nothing
+        """Replace the values that PyTorch begins with, where others work better."""
+        for module in self.modules():
+            if isinstance(module, nn.Embedding):
+                nn.init.normal_(module.weight, std=0.4)     # 0.4 was found by trying
+            elif isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for block in self.blocks:                           # at first, a block adds nothing
+            nn.init.zeros_(block.attn.proj.weight)
+            nn.init.zeros_(block.mlp.proj.weight)
 
     def embed(self, idx):
         """What each token is, plus where it stands: (B, T) -> (B, T, C)."""
@@ -504,9 +507,9 @@ class GPT(nn.Module):
         return logits, loss
 
 
-# How can proj learn if it begins at 0? Its slope is the slope of its output times its input, and
-# neither is 0. In the first step, a block learns only through its two proj. Then slopes pass
-# through them, and everything learns.
+# How can proj learn if it begins at 0? In y = w * x, the slope of w is the slope of y times x, and
+# neither of these is 0, even if w is. In the first step, only the two proj of a block learn. Then
+# slopes pass through them, and all of the block learns.
 #
 # An untrained GPT knows nothing. Its loss is even a little above ln(65): it has small random
 # preferences, and a bad surprise costs more than a lucky guess earns.
@@ -556,8 +559,8 @@ def build_optimizer(model, config):
     """AdamW. Matrices and tables decay; the few numbers in biases and LayerNorms do not."""
     groups = [{"params": [p for p in model.parameters() if p.dim() >= 2]},
               {"params": [p for p in model.parameters() if p.dim() < 2], "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, betas=(0.9, 0.99), weight_decay=config.weight_decay,
-                             fused=True)                    # fused: the same, faster
+    return torch.optim.AdamW(groups, lr=config.learning_rate, betas=(0.9, 0.99),
+                             weight_decay=config.weight_decay, fused=True)      # fused: faster
 
 
 # The learning rate changes as training goes on. At first it rises (warm-up), because a mean of only
@@ -611,7 +614,7 @@ def evaluate(model, data):
     """Mean loss over data (N,), a float. The last tokens, which fill no window, are left out."""
     T = model.block_size
     if len(data) <= T:
-        raise ValueError(f"block_size={T} needs a validation text of more than {len(data)} tokens")
+        raise ValueError(f"block_size={T} needs over {T} tokens to validate on, not {len(data)}")
     windows, total = data.unfold(0, T + 1, T), 0.0      # (N,) -> (n, T+1)
     with eval_mode(model):
         for some in windows.split(max(1, 2048 // T)):   # 2,048 tokens at a time, to save memory
@@ -620,9 +623,9 @@ def evaluate(model, data):
     return total / len(windows)
 
 
-# `train` is a generator, so that its caller can print, or do something else, after each evaluation.
-# The training loss is a mean over the steps since the previous evaluation, when the model still
-# knew less. So it can be higher than the validation loss.
+# `train` is a generator: it works while somebody loops over it, who can print, or do something
+# else, after each evaluation. The training loss is a mean over the steps since the previous
+# evaluation, when the model still knew less. So it can be higher than the validation loss.
 def train(model, train_data, val_data, config):
     """Train the model. After each evaluation, yield (step, train_loss, val_loss)."""
     optimizer, losses = build_optimizer(model, config), []
@@ -660,18 +663,17 @@ def next_token_probabilities(logits, temperature=1.0, top_k=None, top_p=None):
     """The probabilities to draw the next token with: logits (B, V) -> (B, V)."""
     if temperature == 0:
         return F.one_hot(logits.argmax(dim=-1), logits.shape[-1]).float()   # 1 for the likeliest
-    probs = F.softmax(logits.float() / temperature, dim=-1)             # dim=-1: along each row
+    logits = logits.float() / temperature
     if top_k is not None:
-        likeliest = probs.topk(min(max(top_k, 1), probs.shape[-1])).values      # (B, V) -> (B, k)
-        probs = probs.where(probs >= likeliest[:, -1:], 0)              # at least the k-th of them
-        probs = probs / probs.sum(dim=-1, keepdim=True)                 # to sum to 1 again
+        likeliest = logits.topk(min(max(top_k, 1), logits.shape[-1])).values    # (B, V) -> (B, k)
+        logits = logits.masked_fill(logits < likeliest[:, -1:], -math.inf)      # below the last one
     if top_p is not None and top_p < 1:
-        likeliest = probs.sort(dim=-1, descending=True).values          # (B, V), all in order
-        before = likeliest.cumsum(dim=-1) - likeliest                   # the sum of those before
-        count = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)         # (B, 1), how many
-        probs = probs.where(probs >= likeliest.gather(-1, count - 1), 0)        # at least the last
-        probs = probs / probs.sum(dim=-1, keepdim=True)
-    return probs
+        ordered = logits.sort(dim=-1, descending=True).values       # (B, V), the likeliest first
+        probs = ordered.softmax(dim=-1)
+        before = probs.cumsum(dim=-1) - probs           # what all likelier tokens have together
+        count = (before < top_p).sum(dim=-1, keepdim=True).clamp(min=1)     # (B, 1): so many stay
+        logits = logits.masked_fill(logits < ordered.gather(-1, count - 1), -math.inf)
+    return logits.softmax(dim=-1)                       # dim=-1: along each row
 
 
 # Take the logits of chapter 4, first with a temperature of 0.5. Then keep the two likeliest tokens:
@@ -812,9 +814,9 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 #     Her affabilis thithaut                | Her affabilish patient
 #
 # The bigram model is as unsure as if it had to choose among 12 characters, and knows hardly any
-# word. The GPT chooses among 5, and writes words, names and verses. To make sense, it would have to
-# be larger and read more. In the end, its training loss is below its validation loss: it has begun
-# to know its text by heart.
+# words. The GPT chooses among 5, and writes words, names and verses. To make sense, it would have
+# to be larger and read more. In the end, its training loss is below its validation loss: it has
+# begun to know its text by heart.
 #
 # Now it is yours. These lines train both again, in two minutes, and ask what the GPT expects after
 # ROME:

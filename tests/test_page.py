@@ -143,7 +143,8 @@ def test_a_hostile_text_and_name_are_inert(in_tmp):
 
 @pytest.mark.parametrize("changes, says", [
     (dict(evaluated=False), "not evaluated yet"), (dict(text=TEXT + "more"), "changed"),
-    (dict(tokenizer=gpt.BPETokenizer([(b"a", b"t")])), "subwords")], ids=str)
+    (dict(tokenizer=gpt.BPETokenizer([(b"a", b"t")])), "subwords")],
+    ids=["not evaluated", "another text", "subwords"])
 def test_what_a_page_cannot_show_is_refused(changes, says):
     save_model("small", **changes)
     assert says in refused("small", "--text", "cats.txt")
