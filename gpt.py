@@ -481,14 +481,13 @@ class GPT(nn.Module):
 
     def init_parameters(self):
         """Replace the values that PyTorch begins with, where others work better."""
-        for module in self.modules():
+        for name, module in self.named_modules():
             if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.4)     # 0.4 was found by trying
-            elif isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.normal_(module.weight, std=0.4)         # 0.4 was found by trying
+            elif isinstance(module, nn.Linear) and module.bias is not None:     # not lm_head
                 nn.init.zeros_(module.bias)
-        for block in self.blocks:                           # at first, a block adds nothing
-            nn.init.zeros_(block.attn.proj.weight)
-            nn.init.zeros_(block.mlp.proj.weight)
+                if name.endswith("proj"):
+                    nn.init.zeros_(module.weight)               # at first, a block adds nothing
 
     def embed(self, idx):
         """What each token is, plus where it stands: (B, T) -> (B, T, C)."""
