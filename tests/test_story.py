@@ -5,6 +5,7 @@ import builtins
 import doctest
 import functools
 import io
+import math
 import os
 import re
 import string
@@ -66,6 +67,27 @@ def reports(tmp_path_factory):
 @pytest.mark.parametrize("line", BLOCKS, ids=lambda line: f"line {line + 1}")
 def test_an_example_shows_what_python_answers(reports, line):
     assert reports[line] == ""
+
+
+def test_the_numbers_in_the_prose_are_true():
+    logits = torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0])
+    q, k = torch.randn(2000, 1, 32, generator=torch.Generator().manual_seed(0)), torch.randn(
+        2000, 64, 32, generator=torch.Generator().manual_seed(1))
+    scores = (q @ k.transpose(1, 2)).squeeze(1)
+    config, probs = gpt.Config(), logits.softmax(0)
+    said = {
+        "12.475": logits.exp().sum(), "0.2179": probs[1], "4.17": math.log(65), "17 times": math.exp(4 / math.sqrt(2)),
+        "about 0.7": scores.softmax(1).amax(1).mean(), "about 0.1.": (scores / 32**0.5).softmax(1).amax(1).mean(),
+        "2/6 ln(2) = 0.23": 2 / 6 * math.log(2), "ln(2) / 8 / 3 = 0.03": math.log(2) / 8 / 3,
+        "589,824": config.n_layer * 12 * config.n_embd**2, "perplexity 12.1": math.exp(2.492),
+        "perplexity 5.2": math.exp(1.644), "0, 0.59, 0.81, 0.89, 0.97": (probs.cumsum(0) - probs)[-1],
+        "2.3 million": config.max_steps * config.batch_size * config.block_size / 1e6,
+        "1.1 million": 1_115_394 / 1e6, "(0.2 - 1) / 3 = -0.2667": (0.2 - 1) / 3}
+    for words, value in said.items():
+        assert words in re.sub(r"\n# ?", " ", STORY), words
+        number = re.findall(r"-?\d[\d,]*(?:\.\d+)?", words)[-1].replace(",", "")
+        digits = len(number.partition(".")[2])
+        assert round(float(value), digits) == float(number), (words, float(value))
 
 
 # The program
