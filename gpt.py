@@ -477,17 +477,6 @@ class GPT(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.n_layer))
         self.ln_f = nn.LayerNorm(config.n_embd)
         self.lm_head = nn.Linear(config.n_embd, config.vocab_size, bias=False)
-        self.init_parameters()
-
-    def init_parameters(self):
-        """Replace the values that PyTorch begins with, where others work better."""
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Embedding):
-                nn.init.normal_(module.weight, std=0.4)         # 0.4 was found by trying
-            elif isinstance(module, nn.Linear) and module.bias is not None:     # not lm_head
-                nn.init.zeros_(module.bias)
-                if name.endswith("proj"):
-                    nn.init.zeros_(module.weight)               # at first, a block adds nothing
 
     def embed(self, idx):
         """What each token is, plus where it stands: (B, T) -> (B, T, C)."""
@@ -506,12 +495,8 @@ class GPT(nn.Module):
         return logits, loss
 
 
-# How can proj learn if it begins at 0? In y = w * x, the slope of w is the slope of y times x, and
-# neither of these is 0, even if w is. In the first step, only the two proj of a block learn. Then
-# slopes pass through them, and all of the block learns.
-#
-# An untrained GPT knows nothing. Its loss is even a little above ln(65): it has small random
-# preferences, and a bad surprise costs more than a lucky guess earns.
+# PyTorch fills a new model with random numbers, so an untrained GPT knows nothing. Its loss is even
+# above ln(65): it has random preferences, and a bad surprise costs more than a lucky guess earns.
 # >>> _ = torch.manual_seed(0)                            # so that you get the same random numbers
 # >>> model = GPT(Config())
 # >>> x, y = torch.randint(65, (2, 12, 64))               # any tokens will do
@@ -778,39 +763,36 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
     return bigram, gpt, tokenizer
 
 
-# This is what it printed on 2026-11-28, with some lines left out:
+# This is what it printed on 2026-11-29, with some lines left out:
 #
 #     65 different tokens, 1,003,854 to train on, 111,540 to validate on
 #     bigram  step  500  train 2.567  val 2.492
-#     gpt     step  500  train 2.306  val 2.054
-#     gpt     step 1500  train 1.696  val 1.832
-#     gpt     step 3000  train 1.476  val 1.644
+#     gpt     step  500  train 2.336  val 2.063
+#     gpt     step 1500  train 1.677  val 1.805
+#     gpt     step 3000  train 1.461  val 1.631
 #
 #     bigram: loss 2.492, perplexity 12.1. It writes:
 #
 #     Whe s h. fo INVe thapllie mily mpofond ssay tint oueld fleome inou ind t he the s t inobe y
 #
-#     gpt: loss 1.644, perplexity 5.2. It writes:
+#     gpt: loss 1.631, perplexity 5.1. It writes:
 #
-#     Filly more it with the death expaning disgerst,
-#     And poursed thoughters her her bloody so sake him
-#     We art of we wake a when my friends none have so.
+#     Though you for bear chance of so hell!
+#     The hands that of you wake have stricked,
+#     Make nemy father well you for made it it.
 #
-#     LADY ANNE:
-#     I'll is head, do the brother dead news of my prayers.
-#
-#     First Watchmen:
-#     Not I come do being in this me stop,
-#     As to bebe your post so staym means..
+#     DUKE OF YORK:
+#     The duke. So I well, plain me: thou snow say, if the light
+#     of with the medden of set in be standers:
 #
 #     Both complete lines that they have never seen (left: bigram, right: gpt):
 #
-#     I have a dautiggr t APur              | I have a daughts?
-#     You are too he h n, thearoris s I I l | You are too me hence than blood still
+#     I have a dautiggr t APur              | I have a daughter that the tongue sus
 #     You wrong mesthatande malshas.        | You wrong me, for I had with our hear
-#     I am a gentllto's matocos:            | I am a gentle o'er thou shall on the
-#     That, hearind tht the ou hen and osou | That, hearing that we of her bend so
-#     Her affabilis thithaut                | Her affabilish patient
+#     I am a gentllto's matocos:            | I am a gentleman, may comes ourning!
+#     That, hearind tht the ou hen and osou | That, hearing that we out on her of t
+#     Her affabilis thithaut                | Her affability patient
+#     Am bold to seme ge b thes the'st thar | Am bold to see put in his fortune.
 #
 # The bigram model is as unsure as if it had to choose among 12 characters, and knows hardly any
 # words. The GPT chooses among 5, and writes words, names and verses. To make sense, it would have
@@ -823,7 +805,7 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 # >>> logits, loss = gpt(torch.tensor([tokenizer.encode("ROME")]))
 # >>> probs, ids = logits[0, -1].softmax(-1).topk(5)              # the five likeliest
 # >>> [(tokenizer.decode([i]), round(p, 3)) for p, i in zip(probs.tolist(), ids.tolist())]
-# [('O', 0.987), ('R', 0.005), ('N', 0.004), ('Y', 0.002), ('T', 0.0)]
+# [('O', 0.976), ('L', 0.007), ('S', 0.005), (':', 0.004), ('R', 0.002)]
 # >>> print(complete(gpt, tokenizer, "ROMEO:", 200))              # it continues what you begin
 
 # From here to ChatGPT, the architecture stays nearly the same, and everything else grows:
@@ -1032,7 +1014,6 @@ class RotaryGPT(GPT):
         del self.position_embedding
         for block in self.blocks:
             block.attn = RotaryAttention(config)
-        self.init_parameters()
 
     def embed(self, idx):
         return self.token_embedding(idx)
@@ -1042,8 +1023,8 @@ POSITIONS = {"learned": GPT, "sinusoidal": SinusoidalGPT, "rotary": RotaryGPT}
 
 
 # %% Appendix: A head start
-# With --head_start, the loss on Shakespeare is 1.59 after 3,000 steps, in place of 1.64, and 1.82
-# in place of 2.02 after 500. Two findings are given to the model from the start. Channels of their
+# With --head_start, the loss on Shakespeare is 1.59 after 3,000 steps, in place of 1.63, and 1.86
+# after 420. Two findings are given to the model from the start. Channels of their
 # own: tokens write to the last quarter of the residual stream, and lm_head reads the other three.
 # So tokens do not blur the positions, and lm_head can begin at full size. Looking back: the heads
 # of the first block look 1 to n_head tokens back, by the clocks above: keys show their hands, and

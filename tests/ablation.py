@@ -102,7 +102,6 @@ def parts(**kinds):
             for name, kind in kinds.items():
                 if hasattr(module, name):
                     setattr(module, name, kind(model.config))
-        model.init_parameters()
     return change
 
 
@@ -120,16 +119,6 @@ no_norms, rms_norms = norms(nn.Identity), norms(lambda config: nn.RMSNorm(config
 def no_positions(model):
     del model.position_embedding
     model.embed = model.token_embedding.forward                                 # (B, T) -> (B, T, C)
-
-
-def even_start(model):
-    """For blocks that replace x, through which nothing would pass if they ended in zeros, as those of gpt.py do.
-
-    Tables have a standard deviation of 1, and matrices with n inputs 1/sqrt(n), which keeps that of x.
-    """
-    for name, p in model.named_parameters():
-        if p.dim() == 2:
-            nn.init.normal_(p, std=1 if "embedding" in name else 1 / math.sqrt(p.shape[1]))
 
 
 def gpt2_start(model):
@@ -167,7 +156,7 @@ ROWS = {
     "frequencies": Row("how often does each occur, whatever came before?", "uniform", COUNTING, kind=Frequencies),
     "bigram": Row("what comes after this character? a table, in the form of two matrices", "frequencies",
                   dict(n_layer=1, n_head=1, learning_rate=2e-3),
-                  (no_residuals, no_norms, no_mlp, no_projection, average, no_blocks, no_positions, even_start))}
+                  (no_residuals, no_norms, no_mlp, no_projection, average, no_blocks, no_positions))}
 
 
 def add(name, meaning, against=None, options={}, change=None, back=None):
@@ -187,8 +176,7 @@ add("MLP", "each character works on what it has gathered; together, a block", ba
 add("three blocks", "one on top of the other; each sees only what the one below has made", options={"n_layer": 3})
 add("residuals", "each half of a block adds to what it gets, and no longer replaces it", back=no_residuals)
 add("LayerNorm", "brings what a block reads to one scale; all parts of gpt.py are there", back=no_norms)
-add("zero start", "the first parameters of gpt.py: blocks begin by adding nothing", back=even_start)
-add("full model", "and its learning rate, 4e-3 in place of 2e-3", options={"learning_rate": 4e-3})
+add("full model", "the learning rate of gpt.py, 4e-3 in place of 2e-3", options={"learning_rate": 4e-3})
 
 add("wide bigram", "control: the bigram with 16 times the channels", "bigram", {"n_embd": 16 * 128})
 add("wide block", "control: up to the MLP, with 7/4 of the channels", "MLP", {"n_embd": 7 * 128 // 4})

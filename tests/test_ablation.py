@@ -38,7 +38,7 @@ def test_a_row_sees_what_it_says_and_nothing_later(name):
     model, x = make(GPTS[name], n_embd=32, vocab_size=11), torch.randint(11, (1, 16))
     with torch.no_grad():
         for p in model.parameters():
-            p.add_(0.1 * torch.randn_like(p))                           # the first ones have zeros that would hide it
+            p.add_(0.1 * torch.randn_like(p))
         before = model(x)[0]
         for t, sees in (3, "bigram" not in name), (12, False):
             other = x.clone()

@@ -92,7 +92,7 @@ def test_the_architecture_check_tells_what_is_wrong():
     model, *others = untrained("random", demo.text())
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(0.02 * torch.randn_like(parameter))          # the first ones have zeros
+            parameter.add_(0.02 * torch.randn_like(parameter))
     model.blocks[1].mlp.proj.weight.data.zero_()                        # now nothing before it has a gradient
     model.lm_head.weight.data *= 20                                     # sure of itself, and wrong
     model.blocks[0].attn.attend = torch.nn.functional.scaled_dot_product_attention      # no causal mask
