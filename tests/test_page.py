@@ -181,9 +181,25 @@ def test_no_other_file_is_written_over():
     assert (gpt.DATA / "my.html").read_text(encoding="utf-8") == TEXT
 
 
+BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.mark.skipif(not BROWSER, reason="no browser: no page has run in one")
+def test_it_opens_in_a_browser_and_checks_itself(trained):
+    shutil.copytree(trained[0] / "data", "data")
+    assert make_page("cats")[0] == 0
+    path = gpt.DATA / "cats.html"
+    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
+                           "--virtual-time-budget=5000", path.resolve().as_uri()], capture_output=True, encoding="utf-8",
+                          timeout=60)
+    assert "CONSOLE" not in done.stderr, done.stderr                    # neither an error nor a warning
+    assert re.search('id="check" data-difference="0.0[01][^"]*" class="good"', done.stdout)
+    assert "✓ Checked: computes what PyTorch computes" in done.stdout
+
+
 # What the page computes: its script "model" runs in node, without a browser
 
-with_node = pytest.mark.skipif(not NODE, reason="node is not installed")
+with_node = pytest.mark.skipif(not NODE, reason="node is not installed: what pages compute was not compared")
 HARNESS = """
 const page = require("fs").readFileSync(process.argv[1], "utf8");
 const script = id => page.split(new RegExp(`<script[^>]*id="${id}">`))[1].split("</script>")[0];

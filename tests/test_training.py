@@ -1,12 +1,9 @@
-"""Chapter 8 and long runs: evaluation, the optimizer, the schedule, training, and going on with it.
-
-COMPILE=inductor in the environment makes torch.compile generate real code, which takes a minute.
-"""
+"""Chapter 8 and long runs: evaluation, the optimizer, the schedule, training, and going on with it."""
 
 import functools
 import math
-import os
 import re
+import shutil
 from pydoc_data.topics import topics
 
 import pytest
@@ -247,7 +244,7 @@ def test_the_best_parameters_are_kept_and_the_last_ones_come_back(in_tmp):
 
 def test_a_compiled_model_is_trained_and_saved_under_the_names_of_the_uncompiled(in_tmp, monkeypatch):
     monkeypatch.setattr(torch.nn.Module, "compile", functools.partialmethod(
-        torch.nn.Module.compile, backend=os.environ.get("COMPILE", "eager")))
+        torch.nn.Module.compile, backend="eager"))           # traced only: real code takes a minute
     config, data = tiny_config(n_layer=1, max_steps=2, eval_interval=2), random_tokens(100)
     model, plain = noisy_gpt(config), noisy_gpt(config)
     with gpt.LongRun("run", "a text", LETTERS, compile=True) as long_run:
@@ -257,3 +254,12 @@ def test_a_compiled_model_is_trained_and_saved_under_the_names_of_the_uncompiled
     assert_same_tensors(loaded.state_dict(), model.state_dict())
     gpt.save_checkpoint("compiled.pt", torch.compile(model), LETTERS)
     assert_same_tensors(gpt.load_checkpoint("compiled.pt")[0].state_dict(), model.state_dict())
+
+
+@pytest.mark.skipif(not (shutil.which("c++") or shutil.which("g++")), reason="no C++ compiler: torch.compile did not run")
+def test_a_model_compiled_to_real_code_computes_the_same():
+    model, idx = noisy_gpt(tiny_config(n_layer=1)), torch.randint(11, (2, 8))
+    with torch.no_grad():
+        expected = model(idx)[0]
+        model.compile()
+        torch.testing.assert_close(model(idx)[0], expected, atol=1e-4, rtol=1e-4)
