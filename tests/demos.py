@@ -3,6 +3,7 @@
     python tests/demos.py hello              each goes through the chapters of gpt.py, then says what
     python tests/demos.py count              it has checked, and whether that held (exit code 0) or
     python tests/demos.py random             FAILED (1)
+    python tests/demos.py agree
     python tests/demos.py coder
     python tests/demos.py coder --code .     your own Python files in place of the standard library
 
@@ -13,6 +14,8 @@ count   0 1 2 ... 9 0 1, repeated   characters  10 s     how little that takes: 
                                                          all that they write is right
 random  random characters           characters  10 s     what is true of any sound GPT, even where
                                                          there is nothing to learn
+agree   sentences, by a grammar     words       20 s     attention follows meaning: it finds the subject
+                                                         of a verb, over the words between
 coder   Python's standard library   subwords    12 min   how to judge a model on real data: whole files
         or your own files                                are held out, and Python reads what it writes
 """
@@ -35,7 +38,9 @@ from itertools import groupby, takewhile
 from pathlib import Path
 from typing import Callable
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = str(Path(__file__).parent), str(Path(__file__).parent.parent)
+import ablation
+import attention_toy
 from gpt import (DATA, GPT, BPETokenizer, CharTokenizer, LongRun, Options, Parser, build_gpt, check, check_options,
                  choose_device, complete, encode_text, evaluate, generate, generate_cached, get_batch, load_checkpoint,
                  run, run_cleanly, show_progress, train_bpe, train_val_split)
@@ -84,6 +89,78 @@ def check_architecture(model, bigram, tokenizer, text):
                                          f"ln({V}) = {nothing:.2f}, and there is nothing to learn")]
 
 
+# %% Agreement
+# "The keys that the dog saw are old": the verb agrees with keys, not with dog, the noun that stands nearer. Some pairs
+# of nouns never come in training, so that no sentence with them can be remembered.
+
+OPENINGS = "unexpectedly", "this morning", "in the woods"   # of one, two and three words, so that the subject moves
+NOUNS = "key dog cat bird boy girl car tree book lamp cup ship".split()
+BETWEEN = "near the {}", "that the {} saw", "that the {} found yesterday", "behind the old {}"
+VERBS = {False: " is", True: " are"}
+
+
+def agree_beginning(draw, held_out):
+    """(a sentence up to its verb, its subject, the verb, the number of its other noun), with nouns held out or not."""
+    pairs = [(i, j) for i in range(12) for j in range(12) if i != j and ((i + 2 * j) % 5 == 0) is held_out]
+    (i, j), (many, others) = draw.choice(pairs), draw.choices((False, True), k=2)
+    subject, other = NOUNS[i] + "s" * many, NOUNS[j] + "s" * others
+    return f"{draw.choice(OPENINGS)} the {subject} {draw.choice(BETWEEN).format(other)}", subject, many, others
+
+
+def agree_text():
+    """Sentences, a line each. The last tenth has the pairs that are held out."""
+    draw = random.Random(0)
+
+    def sentence(held_out):
+        beginning, _, many, _ = agree_beginning(draw, held_out)
+        return f"{beginning}{VERBS[many]} {draw.choice(('old', 'new', 'here'))}\n"
+
+    train_part = "".join(sentence(False) for _ in range(4000))
+    return train_part + "".join(sentence(True) for _ in range(4000))[:len(train_part) // 9]
+
+
+def words_as_tokens(text, config):
+    """A tokenizer for which each word of a text is one token, with the space before it. Its letters are merged in turn."""
+    words = sorted({word.encode() for word in re.findall(r" ?\w+", text)})
+    return BPETokenizer(list(dict.fromkeys((word[:i], word[i:i + 1]) for word in words for i in range(1, len(word)))))
+
+
+def check_agreement(model, bigram, tokenizer, text):
+    """Which verb is likelier, after nouns that never came together, of which the other one suggests the wrong verb?"""
+    draw = random.Random(1)
+    asked = [agree_beginning(draw, True) for _ in range(1200)]
+    asked = [(beginning, subject, many) for beginning, subject, many, others in asked if many != others]
+    is_, are = (tokenizer.encode(verb)[0] for verb in VERBS.values())
+    train_data, val_data = (encode_text(part, tokenizer) for part in train_val_split(text))
+    config = replace(model.config, n_layer=1, n_head=1)
+    average, _ = ablation.learn(ablation.ROWS["average"], train_data, val_data, config)
+
+    def share(model):
+        right = 0
+        for beginning, _, many in asked:
+            idx = torch.tensor([tokenizer.encode("\n" + beginning)])            # (1, T)
+            logits = model(idx[:, -model.block_size:])[0][0, -1]                # (V,)
+            right += (logits[are] > logits[is_]).item() == many
+        return right / len(asked)
+
+    beginning, subject, many = next(row for row in asked if " that " in row[0])
+    ids = tokenizer.encode("\n" + beginning)
+    tokens, at = [tokenizer.decode([i]) for i in ids], tokenizer.encode("\n" + beginning).index(
+        tokenizer.encode(f" {subject}")[0])
+    with torch.no_grad():
+        shares = [share(one) for one in (model, bigram, average)]
+        layers = attention_toy.weights_of_all_heads(model, torch.tensor([ids]))
+    weight, layer, head = max((weights[-1, at].item(), i, j) for i, layer in enumerate(layers)
+                              for j, weights in enumerate(layer[0]))            # weights (T, T)
+    print(f"\n{beginning}: is or are?\nHead {head + 1} of block {layer + 1} gives {weight:.0%} of its weight to "
+          f"{subject!r}, in the last row,\nfrom which the verb is predicted:\n\n"
+          f"{attention_toy.picture(layers[layer][0, head], tokens)}")
+    return [(shares[0] >= 0.95, f"of {len(asked)} verbs after pairs of nouns that never came together in training, the "
+                                f"GPT has {shares[0]:.1%} right, though the other noun always has the other number"),
+            (all(0.4 < share < 0.6 for share in shares[1:]),
+             f"the bigram has {shares[1]:.1%} right, and the average of all words so far {shares[2]:.1%}: chance")]
+
+
 # %% The coder
 # Its text is Python's own standard library: the modules that people wrote by hand, without tests, and without tables
 # that a program made. Files are held out whole, as one half of a file says much about the other.
@@ -106,6 +183,10 @@ def python_files(folder=None):
         return sorted({path for pattern in PYTHON_FILES.split() for path in library.glob(pattern)})
     paths = sorted(path.relative_to(folder) for path in folder.rglob("*.py"))
     return [folder / path for path in paths if not any(p[0] == "." or p == "site-packages" for p in path.parts)]
+
+
+def subwords(text, config):
+    return BPETokenizer(train_bpe(train_val_split(text)[0], config.vocab_size))
 
 
 def python_text(folder=None):
@@ -207,7 +288,7 @@ class Demo:
     text: Callable                  # makes it
     config: Options
     check: Callable                 # (model, bigram, tokenizer, text) -> findings
-    subwords: bool = False
+    tokenizer: Callable = lambda text, config: CharTokenizer(text)
 
 
 DEMOS = {
@@ -215,7 +296,9 @@ DEMOS = {
     "count": Demo(lambda: 500 * COUNT, replace(SMALL, n_layer=1, n_head=2, n_embd=16, max_steps=300,
                                                learning_rate=1e-2), partial(check_pattern, COUNT)),
     "random": Demo(lambda: "".join(random.Random(1337).choices(HUNDRED, k=100_000)), SMALL, check_architecture),
-    "coder": Demo(python_text, CODER, partial(check_python, None), subwords=True)}
+    "agree": Demo(agree_text, Options(block_size=32, n_layer=2, n_head=2, n_embd=64, max_steps=600, eval_interval=200),
+                  check_agreement, words_as_tokens),
+    "coder": Demo(python_text, CODER, partial(check_python, None), subwords)}
 
 
 def show_check(findings):
@@ -240,8 +323,7 @@ def command(arguments):
         demo = replace(demo, text=partial(python_text, options.code), check=partial(check_python, options.code))
     config = demo.config if options.steps is None else replace(demo.config, max_steps=options.steps)
     text, config = demo.text(), check_options(config)
-    tokenizer = (BPETokenizer(train_bpe(train_val_split(text)[0], config.vocab_size)) if demo.subwords else
-                 CharTokenizer(text))
+    tokenizer = demo.tokenizer(text, config)
     with LongRun(name, text, tokenizer, device=choose_device()) as long_run:
         bigram, _, _ = run(name, text, config, tokenizer, build_gpt, long_run)
         model, _ = load_checkpoint(DATA / f"{name}.pt")     # its best parameters; run returns the last

@@ -51,11 +51,29 @@ def test_the_help_says_what_each_demo_teaches(in_tmp):
 def untrained(name, text):
     """(model, bigram, tokenizer, text) of a demo, before anything was learned."""
     demo = demos.DEMOS[name]
-    tokenizer = (gpt.BPETokenizer(gpt.train_bpe(gpt.train_val_split(text)[0], 300)) if demo.subwords else
-                 gpt.CharTokenizer(text))
-    config = gpt.replace(demo.config, vocab_size=tokenizer.vocab_size)
+    config = gpt.replace(demo.config, vocab_size=300)
+    tokenizer = demo.tokenizer(text, config)
+    config = gpt.replace(config, vocab_size=tokenizer.vocab_size)
     torch.manual_seed(0)
     return gpt.build_gpt(config), gpt.BigramLanguageModel(config.vocab_size), tokenizer, text
+
+
+def test_agreement_is_asked_about_pairs_that_never_came(in_tmp):
+    text = demos.agree_text()
+    model, bigram, tokenizer, _ = untrained("agree", text)
+    train_text, val_text = gpt.train_val_split(text)
+    for line in text.split("\n")[:-2]:                                  # each word is one token, and numbers agree
+        assert [tokenizer.decode([i]) for i in tokenizer.encode(line)] == re.findall(r"(?:^| )\w+", line)
+        subject = re.match(f"({'|'.join(demos.OPENINGS)}) the (\\w+) ", line)[2]
+        assert (" are " in line) is subject.endswith("s") is not (" is " in line)
+
+    def pairs(text):
+        return {tuple(re.findall(f"({'|'.join(demos.NOUNS)})s? ", line)) for line in text.split("\n")[1:-2]}
+
+    assert len(pairs(train_text)) > 90 and len(pairs(val_text)) > 20 and not pairs(train_text) & pairs(val_text)
+    model.config = gpt.replace(model.config, max_steps=3)               # for the average, too
+    findings = demos.check_agreement(model, bigram, tokenizer, text)
+    assert [held for held, _ in findings] == [False, True]              # it knows nothing yet
 
 
 @pytest.fixture
