@@ -24,6 +24,7 @@ fourth, the weights of this mean depend on what the tokens are. That is self-att
 Read the code beside what it prints. The letters are those of gpt.py: a batch has B texts, T tokens
 in each, and C channels (numbers) for each token; nh is the number of heads, hs the head size.
 To see a trained model look back while it reads and writes, make its page: python tests/page.py
+What stands around attention in a block is shown in numbers by python tests/inside.py
 """
 
 import copy
