@@ -1502,7 +1502,7 @@ class LongRun:
         began = saved_at = time.perf_counter()
         first = self.step
         if first == options.max_steps:                  # finished: its last row again
-            yield tuple(self.history[-1].values())[:3]
+            yield self.row(model, trained)
         while self.step < options.max_steps:
             self.losses.append(self.training_step(trained, optimizer, train_data, options))
             self.step += 1
@@ -1514,12 +1514,16 @@ class LongRun:
                 self.save(trained, optimizer)
                 saved_at = time.perf_counter()
                 show_progress()
-                yield tuple(self.history[-1].values())[:3]
+                yield self.row(model, trained)
             elif now > saved_at + SAVE_SECONDS:
                 self.save(trained, optimizer)
                 saved_at = time.perf_counter()
-        model = getattr(model, "_orig_mod", model)
-        model.load_state_dict(trained.state_dict())
+
+    def row(self, model, trained):
+        """What is yielded. As after a step of `train`, the model has the parameters of now."""
+        getattr(model, "_orig_mod", model).load_state_dict(trained.state_dict())
+        last = self.history[-1]
+        return last["step"], last["train_loss"], last["val_loss"]
 
     def prepare(self, trained, options):
         """What is done to the model that is trained, once it is on its device."""

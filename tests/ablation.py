@@ -3,6 +3,7 @@
     python tests/ablation.py                            all rows; a quarter of an hour on two processor cores
     python tests/ablation.py --seeds 3                  three times, and how far the losses lie apart
     python tests/ablation.py --rows "full model, rotary" --steps 3000
+    python tests/ablation.py --cuts 60                  characters, subwords or words? 60 seconds of training for each
 
 First a GPT is built up, part by part, from a model that knows nothing: each row is the row above with one change.
 It ends with the full model, which is what `python gpt.py` trains. Then rows follow that change one thing about the
@@ -18,8 +19,10 @@ way from the lowest loss to the highest) may be chance.
 """
 
 import math
+import statistics
 import sys
 import time
+from collections import Counter
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable
@@ -27,7 +30,7 @@ from typing import Callable
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from gpt import (MLP, BigramLanguageModel, Block, BPETokenizer, CausalSelfAttention, CharTokenizer, Options, Parser,
                  build_gpt, build_optimizer, check, check_range, complete, default_prompt, encode_text, evaluate,
-                 load_text, run_cleanly, show_progress, train_bpe, train_val_split, training_step)
+                 load_text, run_cleanly, show_progress, split_pattern, train_bpe, train_val_split, training_step)
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -198,6 +201,64 @@ add("squared ReLU", "relu(x)^2 in place of GELU", FULL, change=squared_relu)
 add("subwords", "512 tokens in place of characters, as many in each step", FULL, {"vocab_size": 512})
 
 
+# %% Three ways to cut a text
+
+
+class WordTokenizer:
+    """Each word, with the space before it, is a token, if it is one of the most frequent; all others are one, ⍰."""
+
+    def __init__(self, text, vocab_size):
+        common = Counter(split_pattern().findall(text)).most_common(vocab_size - 1)
+        self.words = ["⍰", *(word for word, _ in common)]
+        self.ids, self.vocab_size = {word: i for i, word in enumerate(self.words)}, len(self.words)
+
+    def encode(self, text):
+        return [self.ids.get(word, 0) for word in split_pattern().findall(text)]
+
+    def decode(self, ids):
+        return "".join(self.words[i] for i in ids)
+
+    def unknown(self, text):
+        """The words of a text that it does not know."""
+        return [word for word in split_pattern().findall(text) if word not in self.ids]
+
+
+def cuts(text, seconds, sentence="The cat's whiskers were unbelievably long."):
+    """Print what each way to cut a text makes of it, and how good a GPT is with it after as much training time."""
+    train_text, val_text = train_val_split(text)
+    characters = CharTokenizer(text)
+    ways = {"characters": characters, "subwords": BPETokenizer(train_bpe(train_text, 1024)),
+            "words": WordTokenizer(train_text, 4096)}
+    for name, tokenizer in ways.items():
+        known = "".join(c for c in sentence if c in characters.ids)
+        print(f"{name:<12}{' | '.join(tokenizer.decode([i]) for i in tokenizer.encode(known)):.66}")
+    print(f"\nA GPT of the default size after {seconds} seconds of training on each, "
+          f"{torch.get_num_threads()} threads:\n\n{'':<12}{'vocabulary':>10}{'tokens':>8}{'unknown':>9}{'tables':>10}{'steps':>7}{'bits':>7}\n"
+          f"{'':<12}{'':>10}{'/ 1,000':>8}{'':>9}{'':>10}{'':>7}{'/ char':>7}")
+    for name, tokenizer in ways.items():
+        train_data, val_data = (encode_text(part, tokenizer) for part in (train_text, val_text))
+        unknown = tokenizer.unknown(val_text) if name == "words" else []
+        config = Options(vocab_size=tokenizer.vocab_size)
+        model = build_gpt(config)
+        optimizer, times = build_optimizer(model, config), []
+        for step in range(60):                              # how long does a step take?
+            began = time.perf_counter()
+            training_step(model, optimizer, train_data, step, config)
+            times.append(time.perf_counter() - began)
+        steps = max(20, round(seconds / statistics.median(times)))
+        show_progress(f"{name}: {steps} steps")
+        _, loss = learn(ROWS["full model"], train_data, val_data, replace(config, max_steps=steps))
+        show_progress()
+        spelled = sum(map(len, unknown)) * math.log2(characters.vocab_size)         # an unknown word is not told yet
+        bits = (loss / math.log(2) * len(val_data) + spelled) / len(val_text)
+        tables = model.token_embedding.weight.numel() + model.lm_head.weight.numel()
+        print(f"{name:<12}{tokenizer.vocab_size:>10,}{1000 * len(val_data) / len(val_text):>8.0f}"
+              f"{len(unknown) / len(val_data):>9.1%}{tables:>10,}{steps:>7,}{bits:>7.2f}", flush=True)
+    print("\nunknown  share of held-out tokens that are not in the vocabulary\n"
+          "tables   parameters of the token embedding and of lm_head\n"
+          f"bits     for each held-out character; those of unknown words count log2({characters.vocab_size}) each")
+
+
 # %% The run
 
 
@@ -249,8 +310,12 @@ def command(arguments):
     parser.add_argument("--rows", default=", ".join(ROWS), metavar="A,B", help="only these, with commas between them")
     parser.add_argument("--seeds", type=int, default=1, help="train each so many times; default %(default)s")
     parser.add_argument("--steps", type=int, default=1000, help="steps of training; default %(default)s")
+    parser.add_argument("--cuts", type=int, metavar="SECONDS", help="in place of rows: characters, subwords and words")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
     options = parser.parse_args(arguments)
+    if options.cuts is not None:
+        check_range("--cuts", options.cuts, 1)
+        return cuts(load_text(options.text)[1], options.cuts)
     names = [name.strip() for name in options.rows.split(",")]
     unknown = [name for name in names if name not in ROWS]
     check(not unknown, f"there is no row {', '.join(unknown)}, only {', '.join(ROWS)}")

@@ -4,8 +4,8 @@
     python tests/beam.py RUN --prompt ROMEO:    another one, which goes on from this
 
 Both are written in by_hand.py, a few lines each, and are exercises of rebuild.py. What to look for: the more texts a
-beam keeps, the more probable its text, and the duller. And a quarter of the memory costs next to no loss; but as PyTorch
-computes with 32 bits all the same, it is slower, not faster.
+beam keeps, the more probable its text, and the duller. And a quarter of the memory costs next to no loss; but PyTorch
+computes with 32 bits all the same, so it is slower, not faster.
 """
 
 import copy

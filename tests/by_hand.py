@@ -87,9 +87,6 @@ class WindowDataset(torch.utils.data.Dataset):
 
 # %% The loss by hand (before chapter 5)
 
-FIRST_LOSS = math.log(65)
-
-
 def softmax_by_hand(logits):
     """F.softmax over the last dimension: exp(logit) / (the sum of exp(logit) over the row).
 
@@ -103,6 +100,9 @@ def cross_entropy_by_hand(logits, targets):
     """F.cross_entropy: the mean of -ln(the probability of the target), (N, V), (N,) -> ()."""
     log_probs = logits - logits.logsumexp(dim=-1, keepdim=True)     # (N, V) - (N, 1)
     return -log_probs[torch.arange(len(targets)), targets].mean()   # (N, V) -> (N,) -> ()
+
+
+FIRST_LOSS = math.log(65)
 
 
 # %% Positions that are not learned (before chapter 7)

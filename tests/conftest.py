@@ -100,7 +100,7 @@ def tiny_config(**changes):
 
 
 def noisy_gpt(config, seed=0):
-    """A GPT all of whose parameters are random: those of LayerNorms begin as ones and zeros, which would hide mistakes."""
+    """A GPT all of whose parameters are random: LayerNorms begin with ones and zeros, which would hide mistakes."""
     torch.manual_seed(seed)
     model = gpt.build_gpt(config)
     with torch.no_grad():

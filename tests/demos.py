@@ -120,7 +120,7 @@ def agree_text():
 
 
 def words_as_tokens(text, config):
-    """A tokenizer for which each word of a text is one token, with the space before it. Its letters are merged in turn."""
+    """A tokenizer for which each word of a text, with the space before it, is one token: its letters are merged."""
     words = sorted({word.encode() for word in re.findall(r" ?\w+", text)})
     return BPETokenizer(list(dict.fromkeys((word[:i], word[i:i + 1]) for word in words for i in range(1, len(word)))))
 
@@ -173,6 +173,8 @@ CODER = Options(vocab_size=1024, block_size=128, n_layer=4, batch_size=8, max_st
 FUNCTION_TOKENS = 400               # the most that it writes of a function
 TEMPERATURE = 0.3                   # at which it completes functions: low, so that few tokens spoil them
 LEAST_SHARE = 0.65                  # of these functions, Python must accept so many
+LEAST_SHARE_OF_FOLDER = 0.5         # of those in a folder, which has a style of its own
+LEAST = 20_000                      # characters of a folder to learn from
 FIRST_LINE = re.compile(r"^ *def \w+\(.*\).*:(?=\n)", flags=re.MULTILINE)       # of a function
 
 
@@ -189,8 +191,8 @@ def subwords(text, config):
     return BPETokenizer(train_bpe(train_val_split(text)[0], config.vocab_size))
 
 
-def python_text(folder=None):
-    """All files as one text. The ones that are held out come last, and train_val_split cuts where they begin."""
+def split_files(folder=None):
+    """All files as two texts, the ones to learn from and the ones that are held out."""
     texts = [path.read_text(encoding="utf-8-sig", errors="replace") for path in python_files(folder)]
     texts = [text for text in texts if text.strip()]
     check(texts, f"there are no Python files in {folder or Path(ast.__file__).parent}")
@@ -203,9 +205,37 @@ def python_text(folder=None):
         n = next(n for n in range(len(texts) // 10, len(texts) + 1) if sum(sizes[:n]) >= wanted)
         parts = [("", texts[i]) for i in order[:n]] + [(texts[i], "") for i in order[n:]]
     train_part, held_out = ("".join(part) for part in zip(*parts))
-    held_out = held_out[-min(200_000, len(train_part) // 9 + 1):]
     check(FIRST_LINE.search(held_out), "the files that are held out define no function to complete")
-    return train_part + held_out
+    return train_part, held_out
+
+
+def python_text(folder=None):
+    """One text. What is held out comes last, and train_val_split cuts where it begins.
+
+    A folder alone is too little: models learn it by heart. So they learn the library first of all, and the folder
+    several times, until it is a third of the text. Only files of the folder are held out.
+    """
+    train_part, held_out = split_files()
+    if folder is not None:
+        mine, held_out = split_files(folder)
+        check(len(mine) >= LEAST, f"the Python files in {folder} have {len(mine):,} characters to learn from; it takes "
+                                  f"{LEAST:,} to make a difference")
+        train_part += mine * max(1, min(10, len(train_part) // 2 // len(mine)))
+    wanted = min(200_000, len(train_part) // 9)             # so many will be cut off; if there are less, they come again
+    return train_part + (held_out * (wanted // len(held_out) + 1))[-wanted:]
+
+
+def until_it_rises(train_gpt, patience=4):
+    """train_gpt, ended when the validation loss has not fallen in so many evaluations."""
+    def train_for_a_while(*given):
+        losses = []
+        for row in train_gpt(*given):
+            losses.append(row[2])
+            yield row
+            if min(losses) < min(losses[-patience:]):
+                print(f"gpt     stops here: its validation loss has not fallen for {patience} evaluations")
+                return
+    return train_for_a_while
 
 
 def first_function(text):
@@ -251,29 +281,52 @@ def names_module(line, known):
     return False
 
 
+def complete_typed(model, tokenizer, typed, accept, temperature, attempts=20):
+    """(the first sample that is accepted, how many it took): what somebody types is completed as code.
+
+    accept: text -> (what is kept of it, whether that is right). The model sees the beginning of a line, and no white
+    space at the end, as that belongs to the next subword; what follows must begin with it. None, if none is accepted.
+    """
+    prompt = typed.rstrip()
+    for seed in range(attempts):
+        written = complete(model, tokenizer, "\n" + prompt, 120, seed, temperature=temperature)[1:]
+        kept, is_right = accept(written)
+        if is_right and kept.startswith(typed.rstrip("\n")):
+            return kept, seed + 1
+    return None, attempts
+
+
 def check_python(folder, model, bigram, tokenizer, text):
     """How well does the model know Python? It is asked about files and functions that were held out."""
-    for prompt in "\ndef forward(self, x):", "\nimport":                    # the space belongs to the next token
-        for temperature in 0, 0.5:
-            print(f"\n{prompt.strip()} ... at a temperature of {temperature}:\n")
-            written = complete(model, tokenizer, prompt, 100, temperature=temperature)
-            print("\n".join(written.strip().split("\n")[:6]))
     known = {path.parent.name if path.stem == "__init__" else path.stem for path in python_files(folder)}
+
+    def first_import(text):
+        line = text.split("\n")[0]
+        return line, names_module(line, known)
+
+    shown = []
+    for typed, accept in ("def forward(self, x):", first_function), ("import ", first_import):
+        code, attempts = complete_typed(model, tokenizer, typed, accept, TEMPERATURE)
+        shown.append(code)
+        print(f"\n{typed!r} is completed in this way, the first of {attempts} samples that Python accepts:\n\n{code}"
+              if code else f"\n{typed!r}: Python accepts none of {attempts} samples")
     lines = [complete(model, tokenizer, "\nimport", 8, seed, temperature=0.5 if seed else 0) for seed in range(21)]
     greedy, *others = (names_module(line, known) for line in lines)
     val_text = train_val_split(text)[1]
-    headers = FIRST_LINE.findall(val_text)
+    headers = list(dict.fromkeys(FIRST_LINE.findall(val_text)))
     headers = headers[::max(1, len(headers) // 200)][:200]
     data, n_bytes = encode_text(val_text, tokenizer), len(val_text.encode(errors="replace"))
     bits = [evaluate(m, data) / math.log(2) * len(data) / n_bytes for m in (model, bigram)]
     shares = [share_of_functions(m, tokenizer, headers) for m in (model, bigram)]
-    return [(bits[0] <= bits[1], f"held-out files cost {bits[0]:.3f} bits per byte, {bits[1]:.3f} with the bigram"),
+    least = LEAST_SHARE if folder is None else LEAST_SHARE_OF_FOLDER
+    return [(all(shown), "what is shown above is valid Python"),
+            (bits[0] <= bits[1], f"held-out files cost {bits[0]:.3f} bits per byte, {bits[1]:.3f} with the bigram"),
             (greedy and sum(others) >= 10,
              f"what follows import is a module that is there in {sum(others)} of 20 samples at a temperature of 0.5, "
              f"and {'so it is' if greedy else 'not'} in greedy sampling; 10 and that are asked for"),
-            (shares[0] >= LEAST_SHARE,
+            (shares[0] >= least,
              f"of {len(headers)} functions from held-out files, given the first line, Python accepts {shares[0]:.1%} "
-             f"as the GPT completes them, {shares[1]:.1%} as the bigram does; {LEAST_SHARE:.0%} are asked of the GPT")]
+             f"as the GPT first completes them, {shares[1]:.1%} as the bigram does; {least:.0%} are asked of the GPT")]
 
 
 # %% The demos
@@ -325,7 +378,7 @@ def command(arguments):
     text, config = demo.text(), check_options(config)
     tokenizer = demo.tokenizer(text, config)
     with LongRun(name, text, tokenizer, device=choose_device()) as long_run:
-        bigram, _, _ = run(name, text, config, tokenizer, build_gpt, long_run)
+        bigram, _, _ = run(name, text, config, tokenizer, build_gpt, until_it_rises(long_run))
         model, _ = load_checkpoint(DATA / f"{name}.pt")     # its best parameters; run returns the last
     return 0 if show_check(demo.check(model, bigram, tokenizer, text)) else 1
 

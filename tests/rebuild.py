@@ -66,15 +66,16 @@ class Exercise:
     task: str
     trials: str
     mistakes: tuple
+    number: int
+    phase: int
     without: str = ""                           # what must not be called by it, as it is to be written
     why: str = ""                               # said when it is right
+    is_prediction: bool = False
 
     def __post_init__(self):
-        self.number, self.phase = len(EXERCISES) + 1, len(PHASES)
         self.task = " ".join(self.task.split())
         self.lines = [line.strip() for line in self.trials.splitlines() if line.strip()]
         self.path = Path(f"my_{self.file}.py")
-        self.is_prediction = self.name.isupper()
 
     def raises(self, line):
         """Is this trial to end with an error? Then its line says so."""
@@ -82,11 +83,11 @@ class Exercise:
 
 
 def exercise(file, name, task, trials, *mistakes, **more):
-    EXERCISES.append(Exercise(file, name, task, trials, mistakes, **more))
+    EXERCISES.append(Exercise(file, name, task, trials, mistakes, len(EXERCISES) + 1, len(PHASES), **more))
 
 
 def prediction(name, question, why, *mistakes, trial="{}"):
-    exercise("gpt", name, question, trial.format(name), *mistakes, why=why)
+    exercise("gpt", name, question, trial.format(name), *mistakes, why=why, is_prediction=True)
 
 
 PHASES.append(("Tensors", "combine, reorder and index tensors"))
@@ -113,7 +114,7 @@ prediction(
     "FIRST_ROW", """x is [[1, 2, 3], [4, 5, 6]]. What is the first row of x.reshape(3, 2)? Write it
     as a tuple.""", "reshape reads 1 2 3 4 5 6, row by row, and cuts it anew",
     ("this is the first row of x.transpose(0, 1); reshape reads 1 2 3 4 5 6 and cuts it anew", "(1, 4)"),
-    ("the rows have 2 numbers each", "(1, 2, 3)"), trial="tuple({})")
+    ("the rows have 2 numbers each", "(1, 2, 3)"), trial="tuple(int(i) for i in {})")
 
 exercise(
     "gpt", "pick", """Index by two tensors of integers: one says in which rows to look, the other in
@@ -152,17 +153,6 @@ exercise(
     ("a list came out; join the characters", "''.join(_a)", "list(_a)"),
     ("these are the characters of Unicode; use self.vocabulary", "self.vocabulary[_a]", "chr(_a)"))
 
-exercise(
-    "gpt", "train_val_split", """The first part has 9/10 of the text, or all but 200,000 if that is
-    more. Cut between whole characters, with //.""", """
-    train_val_split("0123456789")
-    train_val_split("0123456789abcdefgh")
-    [len(part) for part in train_val_split(range(3_000_000))]
-    """,
-    ("the parts are swapped", "return _a, _b", "return _b, _a"),
-    ("of a long text, only 200,000 are held out", "max(_a, _b)", "_a"),
-    ("of a short text, a tenth is held out", "max(_a, _b)", "max(_b, 0)"))
-
 prediction(
     "NUMBER_OF_WINDOWS", """A text has 10 tokens, and T = 4. At how many positions can a window of
     T + 1 tokens begin?""", "the positions 0 to 5: from there on, at least 5 tokens are left",
@@ -186,6 +176,17 @@ exercise(
     ("the ids must be int64: .long()", "_a.long()", "_a"))
 
 exercise(
+    "gpt", "train_val_split", """The first part has 9/10 of the text, or all but 200,000 if that is
+    more. Cut between whole characters, with //.""", """
+    train_val_split("0123456789")
+    train_val_split("0123456789abcdefgh")
+    [len(part) for part in train_val_split(range(3_000_000))]
+    """,
+    ("the parts are swapped", "return _a, _b", "return _b, _a"),
+    ("of a long text, only 200,000 are held out", "max(_a, _b)", "_a"),
+    ("of a short text, a tenth is held out", "max(_a, _b)", "max(_b, 0)"))
+
+exercise(
     "gpt", "WindowDataset", """Three short methods. A DataLoader puts them to work: with the positions
     that get_batch draws, it makes the batches of chapter 3.""", """
     len(WindowDataset(torch.arange(6), block_size=2)), WindowDataset(torch.arange(6), 2)[3]
@@ -199,38 +200,6 @@ exercise(
 
 
 PHASES.append(("Bigram", "say what a loss is, and find its slopes"))
-
-exercise(
-    "gpt", "softmax_by_hand", """amax has the largest number of each row, exp() and sum() do the rest.
-    keepdim=True keeps what is computed for a row as a column.""", """
-    softmax_by_hand(torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0]))
-    softmax_by_hand(torch.randn(3, 3))
-    softmax_by_hand(torch.randn(2, 3, 5))
-    softmax_by_hand(200 * torch.randn(2, 4))
-    """,
-    ("exp(100) is infinite in 32 bits, and inf / inf is nan; subtract the largest logit first",
-     "_a - _a.amax(dim=-1, keepdim=True)", "_a"),
-    ("the sums must stay a column: keepdim=True", "_a.sum(dim=-1, keepdim=True)", "_a.sum(dim=-1)"),
-    ("each row must sum to 1: dim=-1", "_a.sum(dim=-1, keepdim=True)", "_a.sum()"), without="softmax log_softmax")
-
-exercise(
-    "gpt", "cross_entropy_by_hand", """The logarithm of a probability is its logit minus
-    logsumexp(dim=-1) of the row (or use softmax and log). Pick that of the target in each row.""", """
-    cross_entropy_by_hand(torch.tensor([[2.0, 1.0, 0.0, 0.0, -1.0]]), torch.tensor([1]))
-    cross_entropy_by_hand(3 * torch.randn(3, 3), torch.tensor([2, 0, 0]))
-    cross_entropy_by_hand(3 * torch.randn(4, 7), torch.randint(7, (4,)))
-    """,
-    ("the sign is wrong: logarithms of probabilities are negative, a loss is not", "-_a", "_a"),
-    ("the mean is wanted, not the sum", "_a.mean()", "_a.sum()"),
-    ("logits are no logarithms of probabilities yet: subtract logsumexp",
-     "_a - _a.logsumexp(dim=-1, keepdim=True)", "_a"), without="cross_entropy nll_loss")
-
-prediction(
-    "FIRST_LOSS", """A model knows nothing yet, so it gives the same probability to each of 65 tokens.
-    What is its loss? (You may write a formula.)""", "-ln(1 / 65) = ln(65)",
-    ("this is the probability; the loss is -ln of it", "1 / 65"),
-    ("a loss is positive: -ln(1 / 65)", "-math.log(65)"),
-    ("this is the perplexity; the loss is its logarithm", "65"), trial="round({}, 1)")
 
 exercise(
     "gpt", "BigramLanguageModel.forward", """self.table(idx) looks up a row of logits for each token.
@@ -251,6 +220,42 @@ exercise(
         logits = self.table(idx)
         return logits, None if targets is None else F.cross_entropy(logits, targets)"""),
     ("these are probabilities; logits come before the softmax", "self.table(_a)", "self.table(_a).softmax(-1)"))
+
+exercise(
+    "gpt", "softmax_by_hand", """amax has the largest number of each row, exp() and sum() do the rest.
+    keepdim=True keeps what is computed for a row as a column.""", """
+    softmax_by_hand(torch.tensor([2.0, 1.0, 0.0, 0.0, -1.0]))
+    softmax_by_hand(torch.randn(3, 3))
+    softmax_by_hand(torch.randn(2, 3, 5))
+    softmax_by_hand(200 * torch.randn(2, 4))
+    x = torch.randn(1, 3)
+    softmax_by_hand(x), x                       # x is as it was
+    """,
+    ("exp(100) is infinite in 32 bits, and inf / inf is nan; subtract the largest logit first",
+     "_a - _a.amax(dim=-1, keepdim=True)", "_a"),
+    ("the sums must stay a column: keepdim=True", "_a.sum(dim=-1, keepdim=True)", "_a.sum(dim=-1)"),
+    ("each row must sum to 1: dim=-1", "_a.sum(dim=-1, keepdim=True)", "_a.sum()"), without="softmax log_softmax")
+
+exercise(
+    "gpt", "cross_entropy_by_hand", """The logarithm of a probability is its logit minus
+    logsumexp(dim=-1) of the row (or use softmax and log). Pick that of the target in each row.""", """
+    cross_entropy_by_hand(torch.tensor([[2.0, 1.0, 0.0, 0.0, -1.0]]), torch.tensor([1]))
+    cross_entropy_by_hand(3 * torch.randn(3, 3), torch.tensor([2, 0, 0]))
+    cross_entropy_by_hand(3 * torch.randn(4, 7), torch.randint(7, (4,)))
+    logits = torch.randn(2, 3, requires_grad=True)
+    torch.autograd.grad(cross_entropy_by_hand(logits, torch.tensor([1, 0])), logits)
+    """,
+    ("the sign is wrong: logarithms of probabilities are negative, a loss is not", "-_a", "_a"),
+    ("the mean is wanted, not the sum", "_a.mean()", "_a.sum()"),
+    ("logits are no logarithms of probabilities yet: subtract logsumexp",
+     "_a - _a.logsumexp(dim=-1, keepdim=True)", "_a"), without="cross_entropy nll_loss log_softmax")
+
+prediction(
+    "FIRST_LOSS", """A model knows nothing yet, so it gives the same probability to each of 65 tokens.
+    What is its loss? (You may write a formula.)""", "-ln(1 / 65) = ln(65)",
+    ("this is the probability; the loss is -ln of it", "1 / 65"),
+    ("the logarithm is the natural one, math.log", "math.log2(65)"),
+    ("this is the perplexity; the loss is its logarithm", "65"), trial="round(float({}), 1)")
 
 exercise(
     "bigram", "count_pairs", """Without a loop: number the pairs from 0 to V*V - 1, in the order in
@@ -354,67 +359,7 @@ exercise(
     ("queries, keys and values come in this order", "self.attend(_a, _b, _c)", "self.attend(_b, _a, _c)"))
 
 
-PHASES.append(("Layers and the GPT", "build a GPT, each layer from its formula"))
-
-exercise(
-    "gpt", "LinearByHand", """In __init__, after super().__init__(), the parameters: nn.Parameter(a
-    tensor) makes one, so that the optimizer finds it. torch.rand is uniform from 0 to 1. In forward,
-    a product (.T swaps the dimensions of a matrix), and the bias, if there is one.""", """
-    layer = LinearByHand(200, 100)
-    {name: tuple(p.shape) for name, p in layer.named_parameters()}
-    [round(layer.weight.abs().max().item() * 200**0.5, 1), round(layer.weight.mean().item(), 1)]
-    layer = LinearByHand(3, 2)
-    _ = [nn.init.normal_(p) for p in layer.parameters()]
-    layer(torch.randn(2, 4, 3))
-    layer(torch.randn(3))
-    layer = LinearByHand(3, 3, bias=False)
-    layer.bias, [name for name, p in layer.named_parameters()]
-    _ = nn.init.normal_(layer.weight)
-    layer(torch.randn(2, 3))
-    """,
-    ("a plain tensor is no parameter; nn.Parameter makes one of it",
-     "nn.Parameter(_a / math.sqrt(_b))", "_a / math.sqrt(_b)"),
-    ("the weights must be transposed: (..., C) @ (C, D)", "self.weight.T", "self.weight"),
-    ("the bias is not added", "return _a if self.bias is None else _b", "return _a"), without="linear Linear")
-
-exercise(
-    "gpt", "EmbeddingByHand", """The parameter, and then index the table by a tensor of integers. It may
-    have any shape; that of the result begins with it.""", """
-    layer = EmbeddingByHand(300, 100)
-    {name: tuple(p.shape) for name, p in layer.named_parameters()}
-    round(layer.weight.std().item(), 1)
-    layer = EmbeddingByHand(4, 4)
-    layer.weight.data = torch.arange(16.0).view(4, 4)
-    layer(torch.tensor([[3, 0, 3], [1, 2, 3]]))
-    layer(torch.tensor(2))
-    """,
-    ("a plain tensor is no parameter; nn.Parameter makes one of it", "nn.Parameter(_a)", "_a"),
-    ("rows must be looked up, not columns", "self.weight[_a]", "self.weight[:, _a]"),
-    ("torch.rand is uniform, from 0 to 1; torch.randn is normal, with a standard deviation of 1",
-     "torch.randn(_a, _b)", "torch.rand(_a, _b)"), without="embedding Embedding")
-
-exercise(
-    "gpt", "layer_norm_by_hand", """Mean and variance of the last dimension, for each token by itself;
-    keepdim=True keeps it, with size 1. The variance is the mean of `(x - mean)**2`.""", """
-    layer_norm_by_hand(torch.tensor([10.0, 20.0, 30.0, 40.0]), torch.ones(4), torch.zeros(4))
-    layer_norm_by_hand(torch.randn(3, 3), torch.randn(3), torch.randn(3))
-    layer_norm_by_hand(0.001 * torch.randn(2, 3, 5), torch.randn(5), torch.randn(5))
-    """,
-    ("this variance divides by C - 1; it must be C, see correction= of var",
-     "(_a ** 2).mean(dim=-1, keepdim=True)", "x.var(dim=-1, keepdim=True)"),
-    ("divide by the square root of the variance", "_a.sqrt()", "_a"),
-    ("0.00001 is missing, under the root; if all numbers are alike, it divides by 0", "_a + 1e-5", "_a"),
-    without="layer_norm LayerNorm")
-
-exercise(
-    "gpt", "gelu_by_hand", "One line; torch.tanh is there.", """
-    gelu_by_hand(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]))
-    gelu_by_hand(2 * torch.randn(2, 3))
-    """,
-    ("this is the exact GELU; GPT-2's has tanh",
-     "def gelu_by_hand(x): return x / 2 * (1 + torch.erf(x / math.sqrt(2)))"),
-    ("x^3 is x**3 in Python, and 0.044715 multiplies it", "_a + 0.044715 * _b", "_a"),
-    ("this is ReLU", "def gelu_by_hand(x): return x.clamp(min=0)"), without="gelu GELU")
+PHASES.append(("The GPT and its layers", "build a GPT, layer by layer"))
 
 exercise(
     "gpt", "published_sinusoids", """A column of positions times a row of frequencies makes the angles
@@ -466,20 +411,71 @@ exercise(
     ("the blocks are passed by: each must get what the one before has made", "_a = _b(_a)", "_b(_a)"),
     ("dropout is missing behind embed", "self.dropout(_a)", "_a"))
 
-
-PHASES.append(("Training", "train any model with AdamW"))
+exercise(
+    "gpt", "LinearByHand", """In __init__, after super().__init__(), the parameters: nn.Parameter(a
+    tensor) makes one, so that the optimizer finds it. torch.rand is uniform from 0 to 1. In forward,
+    a product (.T swaps the dimensions of a matrix), and the bias, if there is one.""", """
+    layer = LinearByHand(200, 1000)
+    {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    [round(p.min().item() * 200**0.5, 1) for p in layer.parameters()]
+    [round(p.max().item() * 200**0.5, 1) for p in layer.parameters()]
+    layer = LinearByHand(3, 2)
+    _ = [nn.init.normal_(p) for p in layer.parameters()]
+    layer(torch.randn(2, 4, 3))
+    torch.autograd.grad(layer(torch.ones(1, 3)).sum(), layer.parameters())
+    layer(torch.randn(3))
+    layer = LinearByHand(3, 3, bias=False)
+    layer.bias, [name for name, p in layer.named_parameters()]
+    _ = nn.init.normal_(layer.weight)
+    layer(torch.randn(2, 3))
+    """,
+    ("a plain tensor is no parameter; nn.Parameter makes one of it",
+     "nn.Parameter(_a / math.sqrt(_b))", "_a / math.sqrt(_b)"),
+    ("the weights must be transposed: (..., C) @ (C, D)", "self.weight.T", "self.weight"),
+    ("the bias is not added", "return _a if self.bias is None else _b", "return _a"), without="linear Linear")
 
 exercise(
-    "gpt", "adamw_by_hand", """The two running means, both enlarged as in chapter 8, weight decay, and
-    the step. Return the new w, m and v; change none in place.""", """
-    adamw_by_hand(torch.ones(2), torch.tensor([100.0, 0.01]), torch.zeros(2), torch.zeros(2), 1, 0.1, 0.0)
-    adamw_by_hand(*torch.randn(3, 4), torch.rand(4), 3, 0.1, 0.5)
+    "gpt", "EmbeddingByHand", """The parameter, and then index the table by a tensor of integers. It may
+    have any shape; that of the result begins with it.""", """
+    layer = EmbeddingByHand(300, 100)
+    {name: tuple(p.shape) for name, p in layer.named_parameters()}
+    round(layer.weight.std().item(), 1)
+    layer = EmbeddingByHand(4, 4)
+    layer.weight.data = torch.arange(16.0).view(4, 4)
+    torch.autograd.grad(layer(torch.tensor([1, 1])).sum(), layer.weight)
+    layer(torch.tensor([[3, 0, 3], [1, 2, 3]]))
+    layer(torch.tensor(2))
     """,
-    ("m and v begin at 0: divide them by (1 - 0.9^t) and (1 - 0.99^t) before they are used",
-     "_a, _b = m / _c, v / _d", "_a, _b = m, v"),
-    ("v holds the squares: divide by its root", "_a.sqrt()", "_a"),
-    ("weight decay also subtracts learning_rate * weight_decay * w", "w - learning_rate * weight_decay * w", "w"),
-    without="AdamW")
+    ("a plain tensor is no parameter; nn.Parameter makes one of it", "nn.Parameter(_a)", "_a"),
+    ("rows must be looked up, not columns", "self.weight[_a]", "self.weight[:, _a]"),
+    ("torch.rand is uniform, from 0 to 1; torch.randn is normal, with a standard deviation of 1",
+     "torch.randn(_a, _b)", "torch.rand(_a, _b)"), without="embedding Embedding")
+
+exercise(
+    "gpt", "layer_norm_by_hand", """Mean and variance of the last dimension, for each token by itself;
+    keepdim=True keeps it, with size 1. The variance is the mean of `(x - mean)**2`.""", """
+    layer_norm_by_hand(torch.tensor([10.0, 20.0, 30.0, 40.0]), torch.ones(4), torch.zeros(4))
+    layer_norm_by_hand(torch.randn(3, 3), torch.randn(3), torch.randn(3))
+    layer_norm_by_hand(0.001 * torch.randn(2, 3, 5), torch.randn(5), torch.randn(5))
+    """,
+    ("this variance divides by C - 1; it must be C, see correction= of var",
+     "(_a ** 2).mean(dim=-1, keepdim=True)", "x.var(dim=-1, keepdim=True)"),
+    ("divide by the square root of the variance", "_a.sqrt()", "_a"),
+    ("0.00001 is missing, under the root; if all numbers are alike, it divides by 0", "_a + 1e-5", "_a"),
+    without="layer_norm LayerNorm")
+
+exercise(
+    "gpt", "gelu_by_hand", "One line; torch.tanh is there.", """
+    gelu_by_hand(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]))
+    gelu_by_hand(2 * torch.randn(2, 3))
+    """,
+    ("this is the exact GELU; GPT-2's has tanh",
+     "def gelu_by_hand(x): return x / 2 * (1 + torch.erf(x / math.sqrt(2)))"),
+    ("x^3 is x**3 in Python, and 0.044715 multiplies it", "_a + 0.044715 * _b", "_a"),
+    ("this is ReLU", "def gelu_by_hand(x): return x.clamp(min=0)"), without="gelu GELU")
+
+
+PHASES.append(("Training", "train any model with AdamW"))
 
 exercise(
     "gpt", "learning_rate_at", """Up to the peak in warmup_steps steps, the first of which already has a
@@ -524,6 +520,7 @@ exercise(
     model = nn.Sequential(nn.Dropout(0.5))
     model.block_size, model.forward = 4, lambda x, y: (None, torch.tensor(float(model.training)))
     evaluate(model, torch.arange(9)), model.training
+    evaluate(BigramLanguageModel(5), torch.tensor([1, 2, 3], dtype=torch.int32))
     evaluate(model, torch.arange(4))            # ValueError
     """,
     ("windows begin at each token; they must begin every T tokens",
@@ -531,6 +528,21 @@ exercise(
     ("the parts are not equally long: weigh the loss of each by its number of windows",
      "_a.item() * len(_b)", "_a.item()"),
     ("the model is still in training: eval_mode(model)", "eval_mode(model)", "torch.no_grad()"))
+
+exercise(
+    "gpt", "adamw_by_hand", """The two running means, both enlarged as in chapter 8, weight decay, and
+    the step. Return the new w, m and v; change none in place.""", """
+    adamw_by_hand(torch.ones(1), torch.tensor([100.0]), torch.zeros(1), torch.zeros(1), 1, 0.1, 0.0)
+    w, g, m, v = torch.ones(2), torch.tensor([0.5, 0.0]), torch.zeros(2), torch.zeros(2)
+    adamw_by_hand(w, g, m, v, t=1, learning_rate=0.1, weight_decay=0.5)
+    w, m, v                                     # as they were
+    adamw_by_hand(*torch.randn(3, 2), torch.rand(2), t=3, learning_rate=0.1, weight_decay=0.5)
+    """,
+    ("m and v begin at 0: divide them by (1 - 0.9^t) and (1 - 0.99^t) before they are used",
+     "_a, _b = m / _c, v / _d", "_a, _b = m, v"),
+    ("0 / 0 is nan: add 0.00000001 to the root", "_a + 1e-8", "_a"),
+    ("weight decay also subtracts learning_rate * weight_decay * w", "w - learning_rate * weight_decay * w", "w"),
+    without="AdamW")
 
 
 PHASES.append(("Sampling", "let a model write"))
@@ -548,6 +560,8 @@ exercise(
     next_token_probabilities(logits, top_p=0.7)
     next_token_probabilities(logits, top_p=0.0)
     next_token_probabilities(logits, temperature=2.0, top_k=3, top_p=0.9)
+    next_token_probabilities(torch.zeros(1, 3), temperature=0)      # ties
+    next_token_probabilities(torch.zeros(1, 3), top_p=0.5)
     """,
     ("the temperature divides the logits", "_a / temperature", "_a * temperature"),
     ("top_k may be larger than the vocabulary", "min(_a, _b)", "_a"),
@@ -566,7 +580,8 @@ exercise(
     WRITER + """
     generate(model, torch.tensor([[0, 1], [2, 3]]), 6), model.training
     generate(model, torch.tensor([[0]]), 3, temperature=0)
-    generate(model, torch.tensor([[0]]), 9, temperature=2.0, top_k=3, top_p=0.9)
+    generate(model, torch.tensor([[0]]), 9, temperature=2.0, top_k=3)
+    generate(model, torch.tensor([[0]]), 9, top_p=0.3)
     generate(model, torch.tensor([[0, 1, 2, 3, 4, 0]]), 3, generator=torch.Generator().manual_seed(1))
     generate(model, torch.zeros(1, 0, dtype=torch.int64), 3)        # ValueError
     """,
@@ -619,7 +634,7 @@ exercise(
     ("the bias is missing", "self.register_buffer('bias', _a)", "self.register_buffer('bias', None)"))
 
 
-PHASES.append(("Your own parts", "say that you have written every part of a GPT"))
+PHASES.append(("Your own parts", "train a GPT that is made of your parts"))
 
 exercise(
     "gpt", "linear_backward", """Three lines, or one; the facts above suffice. Let the shapes guide you.
@@ -641,7 +656,7 @@ exercise(
     logits, targets = torch.randn(4, 3, requires_grad=True), torch.tensor([2, 0, 0, 1])
     torch.autograd.grad(F.cross_entropy(logits, targets), logits)       # what autograd says
     cross_entropy_backward(logits, targets)
-    cross_entropy_backward(torch.randn(2, 5), torch.tensor([4, 4]))
+    cross_entropy_backward(torch.randn(2, 5), torch.tensor([1, 0]))
     """,
     ("the loss is a mean, so divide by the number of examples", "_a / len(targets)", "_a"),
     ("the sign is wrong: probabilities minus one-hot", "_a - _b", "_b - _a"),
@@ -653,6 +668,7 @@ exercise(
     torch.autograd.grad(F.layer_norm(x, (4,), weight), x, dy)           # what autograd says
     layer_norm_backward(dy, x, weight)
     layer_norm_backward(torch.randn(2, 5), torch.randn(2, 5), torch.randn(5))
+    layer_norm_backward(torch.randn(1, 3), torch.ones(1, 3), torch.ones(3))
     """,
     ("dz is dy * weight", "dy * weight", "dy"),
     ("the last term is missing: the deviation changes, too, by z * mean(dz * z)",
@@ -669,25 +685,10 @@ exercise(
     attention_backward(dy, q, k, v)
     attention_backward(*torch.randn(4, 5, 3))
     """,
-    ("the scale counts on the way back, too: dscores / sqrt(hs)", "_a / math.sqrt(hs)", "_a"),
+    ("the scale counts on the way back, too: dscores / sqrt(hs)", "_a = _a / math.sqrt(hs)", "_a = _a"),
     ("softmax's slope is missing: weights * (dweights - their weighted sum over the row)",
      "weights * (_a - _b)", "_a"),
     ("dk needs dscores^T: the keys are the columns of the scores", "_a.T @ q", "_a @ q"), without="backward grad")
-
-exercise(
-    "gpt", "train_by_hand", """As training_step and train do it, but with your loss and your AdamW. kept
-    has m and v of each parameter, both 0 at first. p.data = ... moves a parameter. Matrices and tables
-    decay; biases and LayerNorms do not.""", """
-    config = Config(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=8, dropout=0.1)
-    config = replace(config, batch_size=2, max_steps=5, warmup_steps=2, eval_interval=2)
-    config = replace(config, grad_clip=0.1, learning_rate=0.1, weight_decay=1.0)
-    data = torch.arange(60) % 5
-    list(train(GPT(config), data, data, config))                    # the real one
-    list(train_by_hand(GPT(config), data, data, config))
-    """,
-    ("biases and LayerNorms must not decay", "config.weight_decay if _a else 0.0", "config.weight_decay"),
-    ("the long gradients must be clipped, as in training_step", "nn.utils.clip_grad_norm_(_a, _b)", "0"),
-    ("m and v must be kept for the next step", "_a.data, *_b = _c", "_a.data, *_ = _c"), without="AdamW step")
 
 exercise(
     "gpt", "gpt_by_hand", """Make a GPT(config), and replace its layers by replace_layers. Two parts are
@@ -695,16 +696,38 @@ exercise(
     forward calls F.gelu, so set the forward.""", """
     config = Config(vocab_size=5, block_size=4, n_layer=2, n_head=2, n_embd=8)
     gpt_by_hand(config)(torch.tensor([[0, 1, 2, 3]]))
-    {type(layer).__name__ for layer in gpt_by_hand(config).modules()} & {"Linear", "Embedding", "LayerNorm"}
+    kinds = {type(layer).__name__ for layer in gpt_by_hand(config).modules()}
+    sorted(kinds & {"Linear", "Embedding", "LayerNorm"})            # layers that are PyTorch's
     gelu_by_hand = torch.zeros_like             # whoever calls it gets zeros now
     gpt_by_hand(config)(torch.tensor([[0, 1, 2, 3]]))
     attention = lambda q, k, v: v               # likewise
     gpt_by_hand(config)(torch.tensor([[0, 1, 2, 3]]))
+    GPT(config)(torch.tensor([[0, 1, 2, 3]]))   # other models are as before
     """,
-    ("the LayerNorms are still PyTorch's", "replace_layers(_a, nn.LayerNorm, _b)", "0"),
+    ("GELU is still PyTorch's: set block.mlp.forward", "block.mlp.forward = _a", "0"),
     ("attention is still PyTorch's: set block.attn.attend", "_a.attend = attention", "0"),
     ("the forward of all blocks uses the MLP of the last one, as a lambda looks up its names when it is called: "
      "mlp=block.mlp", "lambda x, mlp=_a.mlp: _b", "lambda x: _a.mlp.proj(gelu_by_hand(_a.mlp.fc(x)))"))
+
+exercise(
+    "gpt", "train_by_hand", """As training_step and train do it, and with yield, but with your loss and your
+    AdamW. Keep m and v of each parameter for the next step; both are 0 at first. AdamW counts its steps
+    from 1, get_batch and learning_rate_at from 0. p.data = ... moves a parameter. Matrices and tables
+    decay; biases and LayerNorms do not.""", """
+    config = Config(vocab_size=5, block_size=4, n_layer=1, n_head=2, n_embd=8, dropout=0.1)
+    config = replace(config, batch_size=2, max_steps=5, warmup_steps=2, eval_interval=2)
+    config = replace(config, grad_clip=0.1, learning_rate=0.1, weight_decay=1.0)
+    data = torch.arange(60) % 5
+    list(train(GPT(config).eval(), data, data, config))             # the real one
+    list(train_by_hand(GPT(config).eval(), data, data, config))
+    adamw_by_hand = lambda w, g, m, v, *others: (w, m, v)           # now nothing moves
+    list(train_by_hand(GPT(config), data, data, config))
+    cross_entropy_by_hand = lambda x, y: 0 * x.sum()                # and the loss is 0
+    list(train_by_hand(GPT(config), data, data, config))
+    """,
+    ("biases and LayerNorms must not decay", "config.weight_decay if _a else 0.0", "config.weight_decay"),
+    ("the long gradients must be clipped, as in training_step", "nn.utils.clip_grad_norm_(_a, _b)", "0"),
+    ("slopes of earlier steps are still in p.grad: zero_grad is missing", "model.zero_grad()", "0"))
 
 
 # %% The holes
@@ -733,11 +756,11 @@ def real(file, far=0):
 
 
 def defined(statement):
-    """The names that a statement defines: those of a function or class, or of values."""
-    name = getattr(statement, "name", None)
-    stored = (part.id for part in ast.walk(statement)
-              if isinstance(part, ast.Name) and isinstance(part.ctx, ast.Store))
-    return [name] if isinstance(name, str) else [*stored] if isinstance(statement, (ast.Assign, ast.AnnAssign)) else []
+    """The names that a statement defines: that of a function or class, or those of values."""
+    if isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+        return [statement.name]
+    targets = getattr(statement, "targets", None) or [getattr(statement, "target", None)]
+    return [part.id for target in targets if target for part in ast.walk(target) if isinstance(part, ast.Name)]
 
 
 def find(tree, name):
@@ -747,17 +770,29 @@ def find(tree, name):
     return tree
 
 
+def real_node(e):
+    """The real one. ValueError if the real file calls it something else by now."""
+    if node := find(real(e.file), e.name):
+        return node
+    raise ValueError(f"exercise {e.number}: {e.file}.py and by_hand.py have no {e.name} any more; rename it here, too")
+
+
 def functions_in(node):
     """A function, or the methods of a class."""
-    return [part for part in getattr(node, "body", []) if isinstance(part, ast.FunctionDef)] \
-        if isinstance(node, ast.ClassDef) else [node]
+    if isinstance(node, ast.ClassDef):
+        return [part for part in node.body if isinstance(part, ast.FunctionDef)]
+    return [node]
+
+
+def name_in_hole(e):
+    return f"exercise {e.number}, {e.name}"
 
 
 def with_holes(file):
     """The text of a real file, with a hole for each of its exercises."""
     lines = source_of(file).split("\n")
-    for e in sorted((e for e in EXERCISES if e.file == file), key=lambda e: -find(real(file), e.name).lineno):
-        node = find(real(file), e.name)
+    for e in sorted((e for e in EXERCISES if e.file == file), key=lambda e: -real_node(e).lineno):
+        node = real_node(e)
         task = [f"# {line}" for line in textwrap.wrap(f"Exercise {e.number}: {e.task}", 90)]
         if e.is_prediction:
             lines[node.lineno - 1:node.end_lineno] = [*task, f"{e.name} = ..."]
@@ -767,7 +802,8 @@ def with_holes(file):
             first = body[0].lineno - 1
             while lines[first - 1].lstrip().startswith("#"):                # the comments before it, too
                 first -= 1
-            hole = [*(task if i == 0 else []), f'raise NotImplementedError("exercise {e.number}")']
+            hole = [f'raise NotImplementedError("{name_in_hole(e)}")']
+            hole[:0] = task if i == 0 else []                               # of several methods, the first says it
             lines[first:function.end_lineno] = [body[0].col_offset * " " + line for line in hole]
     return "\n".join([f"# {file}.py with holes. Fill them in, and check them:  {this_program()}", *lines])
 
@@ -779,10 +815,12 @@ def this_program():
     return f'python "{path}"' if " " in str(path) else f"python {path}"
 
 
-def is_hole(e, text):
-    pattern = rf"^{e.name}\s*(:[^=]*)?=\s*\.\.\.\s*(#.*)?$" if e.is_prediction else \
-        rf"^\s*raise NotImplementedError\(.exercise {e.number}.\)"
-    return re.search(pattern, text, re.MULTILINE) is not None
+def is_hole(e, tree):
+    node = find(tree, e.name)
+    if e.is_prediction:
+        return isinstance(getattr(node, "value", None), ast.Constant) and node.value.value is ...
+    hole = rf"NotImplementedError\(.exercise \d+, {re.escape(e.name)}.\)"
+    return node is not None and re.search(hole, ast.unparse(node)) is not None
 
 
 def read(path):
@@ -794,29 +832,42 @@ def read(path):
         raise ValueError(f"{path} is not in UTF-8; let your editor save it so ({error})") from None
 
 
+def span(text, e):
+    """Where the definition of an exercise stands in a text, (its first line, the one after it); None without it."""
+    try:
+        node = find(ast.parse(text), e.name)
+        return node and (min(part.lineno for part in (node, *getattr(node, "decorator_list", []))) - 1, node.end_lineno)
+    except SyntaxError:                     # by what its lines look like
+        *owner, last = e.name.split(".")
+        lines, within = text.split("\n"), not owner
+        for first, line in enumerate(lines):
+            within = within or line.startswith(f"class {owner[0]}")
+            if within and re.match(rf"{len(owner) * '    '}((class|def) {last}\b|{last}\s*[:=])", line):
+                indent = len(line) - len(line.lstrip())
+                end = next((i for i in range(first + 1, len(lines)) if lines[i][:indent + 1].strip()), len(lines))
+                return first, max(i for i in range(first, end) if lines[i].strip()) + 1
+
+
 def start_over(e):
     """Save the learner's file beside, and put one hole back."""
-    def span(text):                     # by lines that look like it: Python may not be able to read the file
-        *owner, last = e.name.split(".")
-        indent = "    " * len(owner)
-        within = rf"^class {owner[0]}\b.*(\n(?!class ).*)*?\n" if owner else "^"
-        lines = rf"{indent}((class|def) {last}\b|{last}\s*[:=]).*(\n({indent}[ \t].*)?$)*"
-        found = re.search(rf"{within}(?P<all>{lines})", text, re.MULTILINE)
-        if not found:
-            raise ValueError(f"there is no {e.name} in {e.path} any more, so it cannot start over")
-        return found.start("all"), found.start("all") + len(found["all"].rstrip())
-
     text, holes = read(e.path), with_holes(e.file)
-    (first, last), (hole_first, hole_last) = span(text), span(holes)
+    lines, at = text.split("\n"), span(text, e)
+    if at is None:
+        raise ValueError(f"there is no {e.name} in {e.path} any more, so it cannot start over")
+    first, end = span(holes, e)
+    lines[slice(*at)] = holes.split("\n")[first:end]
     beside = (e.path.with_stem(f"{e.path.stem}-{i}") for i in count(1))
     saved = next(path for path in beside if not path.exists())
     shutil.copy(e.path, saved)
-    e.path.write_text(text[:first] + holes[hole_first:hole_last] + text[last:], encoding="utf-8")
+    with open(e.path, "rb") as file:
+        encoding, _ = tokenize.detect_encoding(file.readline)
+    e.path.write_text("\n".join(lines), encoding=encoding)
     print(f"{e.path} as it was is saved as {saved}; exercise {e.number} is a hole again.")
+    return 0
 
 
 def show_solution(e):
-    node = find(real(e.file), e.name)
+    node = real_node(e)
     first = min(part.lineno for part in (node, *getattr(node, "decorator_list", [])))
     print("\n".join(source_of(e.file).split("\n")[first - 1:node.end_lineno]))
 
@@ -876,11 +927,12 @@ class Replace(ast.NodeTransformer):
 def by_mistake(e, mistake):
     """The real file with this mistake. ValueError if the mistake does not fit the file any more."""
     sentence, old, *new = mistake
-    node = copy.deepcopy(find(real(e.file), e.name))
+    node = copy.deepcopy(real_node(e))
     if e.is_prediction:
         node.value = ast.parse(old, mode="eval").body
     elif not new:
-        node.body = ast.parse(textwrap.dedent(old)).body[0].body
+        written = ast.parse(textwrap.dedent(old)).body[0]
+        node.args, node.body = written.args, written.body
     else:
         replace = Replace(old, *new)
         replace.visit(node)
@@ -896,37 +948,52 @@ FAR = 10**6                             # added to the numbers of lines that are
 
 
 class Raised(str):
-    """How a trial ended, if by an exception."""
+    """How a trial ended, if by an exception: its name, and what it says."""
+
+    def __new__(cls, error, line):
+        made = super().__new__(cls, f"{type(error).__name__}: {textwrap.shorten(str(error), 160, placeholder=' ...')}")
+        made.kinds, made.line = [kind.__name__ for kind in type(error).__mro__], line
+        return made
 
 
 def among_real(tree, e):
     """A learner's file in which all functions of the real file, but that of the exercise, are the real ones."""
     def merge(mine, theirs, prefix=""):
         known = {node.name: node for node in theirs if isinstance(node, (ast.FunctionDef, ast.ClassDef))}
-        body = []
+        body, used = [], set()
         for node in mine:
             name = getattr(node, "name", None)
-            other = known.pop(name, None) if name else None
-            if other and prefix + name != e.name:
-                if isinstance(node, ast.ClassDef) and isinstance(other, ast.ClassDef):
-                    merged = merge(node.body, other.body, f"{name}.")
-                    other = copy.copy(node)             # with all that the learner has added to the class
-                    other.body = merged
-                node = other
+            if name in known and prefix + name != e.name:
+                used.add(name)
+                if isinstance(node, ast.ClassDef) and isinstance(known[name], ast.ClassDef):
+                    node = merge_class(node, known[name])
+                else:
+                    node = known[name]
             body.append(node)
-        return body + [node for name, node in known.items() if prefix + name != e.name]
+        return body + [node for name, node in known.items() if name not in used and prefix + name != e.name]
+
+    def merge_class(mine, theirs):
+        """The real class, with the learner's method if that is the exercise, and with all methods that they added."""
+        merged = copy.copy(theirs)
+        values = [node for node in theirs.body if not isinstance(node, ast.FunctionDef)]
+        methods = [node for node in mine.body if isinstance(node, ast.FunctionDef)]
+        merged.body = values + merge(methods, theirs.body, f"{mine.name}.")
+        return merged
+
     return ast.Module(merge(tree.body, real(e.file, FAR).body), [])
 
 
 def run_file(tree, name, filename):
     """Run a syntax tree as a module of this name -> its names."""
     sys.modules[name] = module = types.ModuleType(name)
+    module.__file__ = filename
     exec(compile(tree, filename, "exec"), vars(module))
     return vars(module)
 
 
-def outcomes(e, tree, filename="the real file"):
+def outcomes(e, tree, filename=None):
     """What the trials give, a list of values."""
+    filename = filename or f"{e.file}.py"
     names, results = run_file(tree, e.path.stem, filename), []
     for line in e.lines:
         torch.manual_seed(0)
@@ -939,8 +1006,7 @@ def outcomes(e, tree, filename="the real file"):
         except Exception as error:
             lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__)
                      if frame.filename == filename and frame.lineno < FAR]
-            results.append(Raised(f"{type(error).__name__}: {textwrap.shorten(str(error), 160, placeholder=' ...')}"))
-            results[-1].line = lines[-1] if lines else None
+            results.append(Raised(error, lines[-1] if lines else None))
             if not e.raises(line):
                 break                           # what follows would only be an error more
     return results
@@ -954,7 +1020,7 @@ def snapshot(value):
 def same(found, wanted):
     """Are two values alike, but for rounding?"""
     if isinstance(found, Raised) and isinstance(wanted, Raised):
-        return found.partition(":")[0] == wanted.partition(":")[0]
+        return wanted.kinds[0] in found.kinds               # a ValueError, or a subclass of it
     if torch.is_tensor(found) and torch.is_tensor(wanted):
         return (found.shape, found.dtype) == (wanted.shape, wanted.dtype) and torch.allclose(
             found.double(), wanted.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
@@ -976,18 +1042,34 @@ ADVICE = {          # what is said beside an error, to those who do not know it 
     "Boolean value of Tensor": "whether a tensor is there at all, ask `is not None`",
     "shapes cannot be multiplied|batch2|mat .*vec":
         "in a @ b, the last dimension of a must be as long as the last but one of b",
+    "'NoneType' object": "None came out of something; is there a return, or a yield?",
     "Use .reshape": "view cannot do this, and reshape can; but where dimensions must swap, transpose is wanted"}
 
 
 def show(value):
     if isinstance(value, Raised):
-        return value
-    torch.set_printoptions(precision=4, sci_mode=False, threshold=40, edgeitems=2)
-    text = f"{value}, of shape {tuple(value.shape)}" if torch.is_tensor(value) else repr(value)
+        return textwrap.indent(textwrap.fill(value, 75), "    ")
+    torch.set_printoptions(precision=4, sci_mode=False, threshold=40, edgeitems=2, linewidth=76)
+    text = f"{value}" if torch.is_tensor(value) else textwrap.fill(repr(value), 76)
     torch.set_printoptions(profile="default")
-    if torch.is_tensor(value) and value.dtype not in (torch.float32, torch.int64):
-        text += f" and type {value.dtype}"
-    return text if len(text) < 600 else text[:600] + " ..."
+    if torch.is_tensor(value):
+        text += f"   shape {tuple(value.shape)}, {str(value.dtype).removeprefix('torch.')}"
+    return textwrap.indent(text if len(text) < 600 else text[:600] + " ...", "    ")
+
+
+def first_difference(found, wanted):
+    """Where two tensors of one shape begin to differ, in words: a long one is not shown whole."""
+    if not (torch.is_tensor(found) and torch.is_tensor(wanted) and found.shape == wanted.shape and found.dim()):
+        return ""
+    differ = ~torch.isclose(found.double(), wanted.double(), rtol=1e-4, atol=1e-5, equal_nan=True)
+    at = differ.nonzero()[:1].tolist()
+    return f"\nat {at[0]}: {found[tuple(at[0])]:.6g}, not {wanted[tuple(at[0])]:.6g}" if at else ""
+
+
+def called_in(node):
+    """The names of what a definition calls, or is derived from."""
+    calls = [part.func for part in ast.walk(node) if isinstance(part, ast.Call)] if node else []
+    return {getattr(part, "attr", getattr(part, "id", "")) for part in [*calls, *getattr(node, "bases", [])]}
 
 
 def judge(e, text, filename):
@@ -1003,14 +1085,13 @@ def judge(e, text, filename):
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == filename]
         return f"wrong: {filename}, line {lines[-1] if lines else '?'}: {type(error).__name__}: {error}", ""
     if all_same(mine, wanted):
-        node = find(tree, e.name)
-        called = {getattr(part, "attr", getattr(part, "id", "")) for part in ast.walk(node)} if node else set()
-        shortcut = called & set(e.without.split())
+        shortcut = called_in(find(tree, e.name)) & set(e.without.split())
         return "done: " + (f"right, but {min(shortcut)} does what you were to write" if shortcut else e.why), ""
     failed = next(i for i, pair in enumerate(zip_longest(mine, wanted)) if not same(*pair))
     found, sentence = mine[failed], None
     for mistake in e.mistakes:
-        if all_same(mine, outcomes(e, by_mistake(e, mistake))):
+        theirs = outcomes(e, by_mistake(e, mistake))
+        if all_same(mine, theirs) and (not isinstance(found, Raised) or found == theirs[failed]):
             sentence = mistake[0]
             break
     if e.is_prediction:                                             # and keep the answer a secret
@@ -1024,9 +1105,13 @@ def judge(e, text, filename):
     else:
         words = f"{e.lines[failed].partition('  #')[0]} gives something else"
     session = "\n".join(f">>> {line}" for line in [f"from {e.path.stem} import *", *e.lines[:failed + 1]])
-    if "torch.rand" in session:
-        session = f"(with torch.manual_seed(0) before each line)\n{session}"
-    return f"wrong: {sentence or words}", f"{session}\n\nyours\n{show(found)}\n\nwanted\n{show(wanted[failed])}"
+    parts = [(found, wanted[failed], "")]
+    if all(isinstance(value, (tuple, list)) for value in parts[0][:2]) and len(found) == len(wanted[failed]):
+        parts = [(a, b, f", part {i} of {len(found)}") for i, (a, b) in enumerate(zip(found, wanted[failed]), 1)
+                 if not same(a, b)]                                 # only those that differ
+    compared = "\n".join(f"yours{part}\n{show(a)}\nwanted{part}\n{show(b)}{first_difference(a, b)}"
+                         for a, b, part in parts)
+    return f"wrong: {sentence or words}", f"(with torch.manual_seed(0) before each line)\n{session}\n\n{compared}"
 
 
 def serve(pipe, number, text, filename):
@@ -1034,8 +1119,12 @@ def serve(pipe, number, text, filename):
     signal.signal(signal.SIGINT, signal.SIG_IGN)                    # Ctrl-C is for the parent
     print_anything()
     torch.set_num_threads(1)
+    sys.path.insert(0, "")                                          # for what a learner imports from beside
     pipe.send("ready")
-    pipe.send(judge(EXERCISES[number - 1], text, filename))
+    try:
+        pipe.send(judge(EXERCISES[number - 1], text, filename))
+    except Exception as error:
+        pipe.send((f"wrong: the check itself failed: {type(error).__name__}: {error}", ""))
 
 
 def ask(e, text):
@@ -1043,19 +1132,21 @@ def ask(e, text):
     context = multiprocessing.get_context("spawn")
     if sys.platform == "linux":                                     # a fork of a server that has loaded torch is
         context = multiprocessing.get_context("forkserver")         # quick; elsewhere, it is not safe
-        os.environ["PYTHONPATH"] = str(ROOT)                        # where the server finds gpt
+        if str(ROOT) not in (paths := os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+            os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), *paths]))   # where it finds gpt
         context.set_forkserver_preload(["gpt"])
     ours, theirs = context.Pipe()
     process = context.Process(target=serve, args=(theirs, e.number, text, str(e.path)), daemon=True)
     process.start()
     theirs.close()
+    is_ready = False
     try:
-        ours.recv()                                                 # ready: loading torch takes its time
+        is_ready = ours.recv()                                      # loading torch takes its time
         if ours.poll(SECONDS):
             return ours.recv()
         return f"wrong: no end after {SECONDS} seconds; is there an endless loop?", ""
     except EOFError:
-        return "wrong: it ends the whole program", ""
+        return f"wrong: {'it ends the whole program' if is_ready else 'gpt.py cannot be loaded; see above'}", ""
     finally:
         process.kill()
         process.join()
@@ -1071,14 +1162,21 @@ def print_anything():
             stream.reconfigure(errors="backslashreplace")
 
 
-def check_one(e, text):
-    """(its state: "done", "not yet" or "wrong", and why; more to print)."""
+@functools.cache
+def learners(path):
+    """(the text of a learner's file, its syntax tree), read once. ValueError if Python cannot read it."""
+    text = read(path)
     try:
-        tree = ast.parse(text, str(e.path))
+        return text, ast.parse(text, str(path))
     except (SyntaxError, ValueError) as error:                      # ValueError: a character 0
         line, why = getattr(error, "lineno", None) or 1, getattr(error, "msg", error)
-        raise ValueError(f"{e.path}, line {line}: {why}; Python cannot read the file") from None
-    if is_hole(e, text):
+        raise ValueError(f"{path}, line {line}: {why}; Python cannot read the file") from None
+
+
+def check_one(e):
+    """(its state: "done", "not yet" or "wrong", and why; more to print)."""
+    text, tree = learners(e.path)
+    if is_hole(e, tree):
         return f"not yet: {e.task}", ""
     if not any(e.name.split(".")[-1] in defined(node) for node in ast.walk(tree)):
         return f"wrong: there is no {e.name} in {e.path} any more", ""
@@ -1088,7 +1186,7 @@ def check_one(e, text):
 def row(e, state, mark=""):
     """A line about an exercise, and below it what is to be said."""
     kind, _, words = state.partition(": ")
-    node = find(ast.parse(read(e.path)), e.name)
+    node = find(learners(e.path)[1], e.name)
     place = f"{e.path} line {node.lineno}" if node else str(e.path)
     first = f"{mark:<2}{e.number:>3}  {e.name:<28} {place:<28} {kind}"
     return "\n       ".join([first, *textwrap.wrap(words, 72, break_on_hyphens=False)])
@@ -1097,14 +1195,14 @@ def row(e, state, mark=""):
 def show_all(states):
     """Print all exercises, phase by phase; a phase that is done, or not begun, in one line."""
     kinds = {e: state.partition(": ")[0] for e, state in states.items()}
-    undone = [e for e in kinds if kinds[e] != "done"]
+    undone = sorted((e for e in kinds if kinds[e] != "done"), key=lambda e: kinds[e] != "wrong")    # wrong ones first
     begun = [e.number for e in kinds if kinds[e] != "not yet"]
-    following = next((e for e in undone if e.number >= max(begun, default=0)), undone[0] if undone else None)
+    following = next((e for e in undone if kinds[e] == "wrong" or e.number > max(begun, default=0)), [*undone, None][0])
     for number, (title, ability) in enumerate(PHASES, start=1):
         mine = [e for e in kinds if e.phase == number]
         found = {kinds[e] for e in mine}
         is_open = following in mine or found not in ({"done"}, {"not yet"})
-        state = "" if is_open else f", {min(found)}"
+        state = "" if is_open else f", {found.pop()}"
         print(f"Phase {number}, {title}: {ability} ({mine[0].number} to {mine[-1].number}{state})")
         for e in mine if is_open else []:
             print(row(e, states[e] if kinds[e] == "wrong" else kinds[e], "->" if e == following else ""))
@@ -1116,34 +1214,45 @@ def show_all(states):
     if not begun:
         print(f"Open the file, put your code in place of the hole, save, and run this again:\n    {this_program()}\n"
               "With a number or a name behind it (1, SHAPE_OF_A_SUM), it checks one exercise\nand says more. "
-              "--solution 1 shows the real one; --start-over 1 makes the hole\nanew, and keeps a copy of the file.")
+              "--solution 1 shows the real one; --start-over 1 makes the hole\nanew, and keeps a copy of the file. "
+              "While one is checked, all other functions\nare the real ones; at a Python prompt, fill the holes that "
+              "it needs first.")
+
+
+PARTS = """CharTokenizer.encode train_val_split get_batch cross_entropy_by_hand attention split_heads
+    CausalSelfAttention.forward LinearByHand EmbeddingByHand layer_norm_by_hand gelu_by_hand Block.forward GPT.forward
+    learning_rate_at evaluate adamw_by_hand gpt_by_hand train_by_hand""".split()
 
 
 def train(steps=50):
     """Train the real GPT and one of the learner's parts, beside each other."""
     import gpt
     import torch
-    e = next(e for e in EXERCISES if e.name == "gpt_by_hand")
-    text = read(e.path)
-    tree, holes = ast.parse(text), [e for e in EXERCISES if e.file == "gpt" and is_hole(e, text)]
+    parts = [exercise_called(name) for name in PARTS]
+    path = parts[0].path
+    _, tree = learners(path)
+    holes = [e for e in EXERCISES if e.path == path and is_hole(e, tree)]
     for hole in holes:                                              # what is still a hole comes from the real file
-        tree = with_node(tree, hole.name, find(real("gpt"), hole.name))
-    mine = types.SimpleNamespace(**run_file(tree, "my_gpt", str(e.path)))
+        tree = with_node(tree, hole.name, real_node(hole))
+    mine = types.SimpleNamespace(**run_file(tree, "my_gpt", str(path)))
+    holes = [e for e in parts if e in holes]
+    if len(holes) == len(parts):
+        raise ValueError(f"{path} has no part of a GPT yet; one is exercise {parts[0].number}, {parts[0].name}")
 
     name, text = gpt.load_text(None)
     config = {"max_steps": steps, "eval_interval": 10}
     tokenizers = gpt.CharTokenizer(text), mine.CharTokenizer(text)
-    train_text, val_text = gpt.train_val_split(text)
     rows = []
     for module, tokenizer, make_gpt, train_gpt in ((gpt, tokenizers[0], gpt.GPT, gpt.train),
                                                    (mine, tokenizers[1], mine.gpt_by_hand, mine.train_by_hand)):
         options = module.Config(vocab_size=tokenizer.vocab_size, **config)
+        train_text, val_text = module.train_val_split(text)
         train_data = module.encode_text(train_text, tokenizer)
         val_data = module.encode_text(val_text[:5_000], tokenizer)
         torch.manual_seed(options.seed)
         rows.append(list(train_gpt(make_gpt(options), train_data, val_data, options)))
-    print(f"{name}: {steps} steps, the loss of training and of validation\n\n"
-          f"step        gpt.py's GPT        {'a GPT of your parts' if not holes else 'yours, in part'}")
+    print(f"Text: {name}. {steps} steps, the losses of training and of validation:\n\n"
+          f"step        gpt.py's GPT        {'a GPT of your parts' if not holes else 'of yours, in part'}")
     for (step, *theirs), (_, *ours) in zip(*rows):
         print(f"{step:>4}" + "".join(f"{loss:>12.4f}{val_loss:>9.4f}" for loss, val_loss in (theirs, ours)))
     equal = all(f"{a:.3f}" == f"{b:.3f}" or math.isclose(a, b, rel_tol=1e-4)
@@ -1152,7 +1261,9 @@ def train(steps=50):
     if holes:
         print(textwrap.fill(f"Still from gpt.py: {', '.join(hole.name for hole in holes)}.", 79))
     elif equal:
-        print("You have written every part of a GPT: its tokens, its layers, its loss, its\noptimizer and its training.")
+        print("You have written every part of a GPT: its tokens, its layers, its loss, its\n"
+              "optimizer and its training. Only the slopes still came from PyTorch, and you know\n"
+              "how they are found.")
     return 0 if equal else 1
 
 
@@ -1171,6 +1282,7 @@ def command(arguments):
     parser.add_argument("--start-over", help="put this hole back, after saving the file", **one)
     parser.add_argument("--train", action="store_true", help="train a GPT of your parts beside the real one")
     options = parser.parse_args(arguments)
+    learners.cache_clear()
     if options.solution:
         return show_solution(options.solution)
     for e in EXERCISES:
@@ -1183,7 +1295,7 @@ def command(arguments):
         return train()
     states = {}
     for e in options.chosen or EXERCISES:
-        states[e], more = check_one(e, read(e.path))
+        states[e], more = check_one(e)
         if options.chosen:
             print(more and f"{more}\n\n", row(e, states[e]), sep="")
     if not options.chosen:

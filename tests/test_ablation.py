@@ -1,6 +1,7 @@
 """ablation.py: its rows say what they change, and are built so."""
 
 import math
+import re
 from pydoc_data.topics import topics
 
 import pytest
@@ -95,3 +96,22 @@ def test_a_mistake_is_one_line(in_tmp, arguments, words):
     (in_tmp / "cats.txt").write_text(TEXT)
     code, _, error = main(*arguments, program=ablation.main)
     assert code == 2 and error.startswith("ablation.py: ") and words in error and error.count("\n") == 1
+
+
+def test_three_ways_to_cut_a_text(in_tmp, monkeypatch):
+    text = "".join(topics.values())[:30_000]
+    (in_tmp / "cats.txt").write_text(text, encoding="utf-8")
+    code, output, error = main("--cuts", 1, "--text", "cats.txt", program=ablation.main)
+    assert (code, error) == (0, "") and max(map(len, output.splitlines())) < 81
+    rows = {name: (int(size.replace(",", "")), int(tokens), unknown, float(bits)) for name, size, tokens, unknown, _, _, bits
+            in re.findall(r"^(\w+) +([\d,]+) +(\d+) +([\d.]+%) +([\d,]+) +([\d,]+) +([\d.]+)$", output, re.MULTILINE)}
+    assert list(rows) == ["characters", "subwords", "words"]
+    assert rows["characters"][:3] == (len(set(text)), 1000, "0.0%") and rows["subwords"][2] == "0.0%"
+    assert rows["characters"][1] > rows["subwords"][1] > rows["words"][1] and float(rows["words"][2][:-1]) > 0
+    assert all(0 < bits < 8 for *_, bits in rows.values())
+
+
+def test_words_that_are_not_common_are_one_token():
+    tokenizer = ablation.WordTokenizer("a cat, a cat and a dog", 4)
+    assert tokenizer.vocab_size == 4 and tokenizer.decode(tokenizer.encode("a cat, a dog")) == "a cat⍰ a⍰"
+    assert tokenizer.unknown("a cat, a dog") == [",", " dog"]

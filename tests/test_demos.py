@@ -80,6 +80,8 @@ def test_agreement_is_asked_about_pairs_that_never_came(in_tmp):
 def code(in_tmp, monkeypatch):
     """A folder with two files to learn from, and others that are none of the user's, for a coder that is in a hurry."""
     monkeypatch.setattr(demos, "FUNCTION_TOKENS", 30)
+    monkeypatch.setattr(demos, "PYTHON_FILES", "json/*.py")
+    monkeypatch.setattr(demos, "LEAST", 1000)
     for path in ".venv/a.py", "env/site-packages/b.py", "c.txt", "package/__init__.py":
         (in_tmp / path).parent.mkdir(parents=True, exist_ok=True)
         (in_tmp / path).write_text("" if "init" in path else "not = mine\n")
@@ -142,11 +144,10 @@ def test_coder_learns_from_a_folder(code, monkeypatch):
     exit_code, output, error = main("coder", "--code", code, program=demos.main)
     findings = " ".join(output.split("The check:")[1].split())
     assert error == "" and exit_code == ("FAILED" in findings)
-    assert "def forward(self, x): ... at a temperature of 0:\n\n" in output
-    assert "import ... at a temperature of 0.5:\n\n" in output
+    assert re.search(r"'import ' is completed in this way, the first of \d+ samples .*:\n\nimport json\n", output)
     assert "held: held-out files cost" in findings and "not =" not in output
     assert re.search(r"held: what follows import is a module that is there in (1\d|20) of 20 samples", findings)
-    shares = re.search(r"of \d+ functions .* ([\d.]+)% as the GPT completes them, ([\d.]+)% as", findings)
+    shares = re.search(r"of \d+ functions .* ([\d.]+)% as the GPT first completes them, ([\d.]+)% as", findings)
     assert 0 <= float(shares[2]) < float(shares[1]) <= 100
 
 
@@ -184,9 +185,46 @@ def test_what_is_held_out_is_never_trained_on(in_tmp, sizes):
         text = chr(0x4E00 + i) * cut + chr(0x6E00 + i) * (size - cut)
         text = text[:-11] + "\ndef f(x):\n" if size >= 300 or not few else text
         (in_tmp / f"{i:03}.py").write_text(text, encoding="utf-8")
-    train_part, held_out = map(set, gpt.train_val_split(demos.python_text(in_tmp)))
+    train_part, held_out = map(set, demos.split_files(in_tmp))
     assert not {letter for letter in train_part & held_out if letter > "\u4e00"}
     assert {letter for letter in held_out if letter > "\u4e00"} or min(sizes) < 11
+
+
+def test_a_folder_is_learned_with_the_library_and_only_its_files_are_held_out(code):
+    mine, held_out = demos.split_files(code)
+    library, others = demos.split_files()
+    train_text, val_text = gpt.train_val_split(demos.python_text(code))
+    assert (library + mine * 2).startswith(train_text) and train_text.count(mine[:-2]) == 2
+    assert val_text[9:] in held_out * 50 and others[:1000] not in train_text + val_text
+    assert len(train_text) / 9 - 2 <= len(val_text) <= len(train_text) / 9 + 2
+
+
+def test_training_ends_when_the_validation_loss_has_not_fallen_for_a_while(capsys):
+    def told(losses):
+        return [val_loss for _, _, val_loss in demos.until_it_rises(lambda: ((i, 0, loss) for i, loss in enumerate(losses)))()]
+
+    assert told([5, 4, 3, 3.1, 3.2, 2.9, 3, 3, 3, 3, 3]) == [5, 4, 3, 3.1, 3.2, 2.9, 3, 3, 3, 3]
+    assert "stops here" in capsys.readouterr().out
+    assert told([3, 4, 4, 4]) == [3, 4, 4, 4] and capsys.readouterr().out == ""
+
+
+def test_what_is_typed_is_completed_by_the_first_sample_that_python_accepts():
+    """White space at its end is not shown to the model, and must come back."""
+    class Writes(torch.nn.Module):
+        block_size = 99
+
+        def forward(self, idx, targets=None):
+            after = tokenizer.decode(idx[0].tolist())[len("\nimport"):]
+            wanted = {"": " x"}.get(after, "jsonn\n"[len(after) - 1:]) or "\n"
+            wanted = wanted[0] if torch.rand(()) < 0.9 else "\n"        # and now and then, it stops early
+            return torch.nn.functional.one_hot(torch.tensor([[tokenizer.ids[wanted]]]), tokenizer.vocab_size) * 99.0, None
+
+    tokenizer = gpt.CharTokenizer("\n import jsonx")
+    torch.manual_seed(0)
+    accept = lambda text: (text.split("\n")[0], text.split("\n")[0] == "import json")
+    found, attempts = demos.complete_typed(Writes(), tokenizer, "import ", accept, 1.0)
+    assert found == "import json" and attempts > 1
+    assert demos.complete_typed(Writes(), tokenizer, "import  ", accept, 1.0) == (None, 20)
 
 
 def test_the_library_is_whole_files_and_some_are_held_out():

@@ -47,7 +47,8 @@ def test_slopes_shrink_where_neither_residuals_nor_layer_norm_stand():
 
 
 def test_a_picture_has_the_points_where_they_belong():
-    lines = inside.picture({"t": [(0, 4.0), (100, 2.0)], "v": [(50, 3.0), (100, 2.0)]}, 100, height=5, width=11).split("\n")
+    curves = {"t": [(0, 4.0), (100, 2.0)], "v": [(50, 3.0), (100, 2.0)]}
+    lines = inside.picture(curves, 100, height=5, width=11).split("\n")
     assert [line[10:] for line in lines[:5]] == ["t", "", "     v", "", "          *"]
     assert lines[0].startswith("       4 |") and lines[4].startswith("       2 |") and lines[-1].endswith("100")
 

@@ -189,9 +189,9 @@ def test_it_opens_in_a_browser_and_checks_itself(trained):
     shutil.copytree(trained[0] / "data", "data")
     assert make_page("cats")[0] == 0
     path = gpt.DATA / "cats.html"
-    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-                           "--virtual-time-budget=5000", path.resolve().as_uri()], capture_output=True, encoding="utf-8",
-                          timeout=60)
+    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+                           "--dump-dom", "--virtual-time-budget=5000", path.resolve().as_uri()],
+                          capture_output=True, encoding="utf-8", timeout=60)
     assert "CONSOLE" not in done.stderr, done.stderr                    # neither an error nor a warning
     assert re.search('id="check" data-difference="0.0[01][^"]*" class="good"', done.stdout)
     assert "✓ Checked: computes what PyTorch computes" in done.stdout

@@ -3,6 +3,7 @@
 import ast
 import copy
 import itertools
+import math
 import os
 import re
 import subprocess
@@ -89,20 +90,23 @@ def judged(name, source, **more):
 def test_the_real_one_is_right_and_each_mistake_is_another(e):
     wanted = rebuild.outcomes(e, rebuild.real(e.file))
     assert [isinstance(value, rebuild.Raised) for value in wanted] == [e.raises(line) for line in e.lines]
+    assert not e.is_prediction or e.name.isupper()
+    assert rebuild.judge(e, rebuild.source_of(e.file), str(e.path))[0] == f"done: {e.why}"
     assert 2 <= len(e.mistakes) <= 3
     found = {sentence: rebuild.outcomes(e, rebuild.by_mistake(e, (sentence, *change)))
              for sentence, *change in e.mistakes}
+    assert not any(str(value).startswith("NameError") for values in found.values() for value in values)
     for (one, a), (other, b) in itertools.combinations({"": wanted, **found}.items(), 2):
         assert not rebuild.all_same(a, b), f"not told apart: {one!r} and {other!r}"
 
 
-@pytest.mark.parametrize("name", ["FIRST_LOSS", "attention", "BigramLanguageModel.forward", "LinearByHand", "gpt_by_hand"])
+@pytest.mark.parametrize("name", ["FIRST_LOSS", "attention", "BigramLanguageModel.forward", "gpt_by_hand"])
 def test_a_usual_mistake_gets_its_sentence_and_the_trial_that_shows_it(name):
     e = BY_NAME[name]
     for mistake in e.mistakes:
         state, more = rebuild.judge(e, ast.unparse(rebuild.by_mistake(e, mistake)), "my.py")
         assert state == f"wrong: {mistake[0]}"
-        assert more == "" if e.is_prediction else more.startswith((">>> from my_gpt import *\n", "(with torch."))
+        assert more == "" if e.is_prediction else "\n>>> from my_gpt import *\n" in more
 
 
 @pytest.mark.parametrize("name", OTHER_ANSWERS)
@@ -126,8 +130,23 @@ def test_a_mistake_that_nobody_thought_of_is_described(source, words):
     assert ">>> pick(torch" in more and "\nyours\n" in more and "\nwanted\n" in more
 
 
+def test_of_several_results_those_that_differ_are_shown():
+    source = "def linear_backward(dy, x, weight): return dy @ weight, dy.T @ x, dy.sum(dim=1)"
+    assert re.findall("(?m)^(yours|wanted)(.*)", judged("linear_backward", source)[1]) == [
+        ("yours", ", part 3 of 3"), ("wanted", ", part 3 of 3")]
+    assert "a return, or a yield?" in judged("gpt_by_hand", "def gpt_by_hand(config): GPT(config)")[0]
+
+
+def test_local_variables_may_have_any_name():
+    assert judged("linear_backward", """
+def linear_backward(dy, x, weight):
+    grad = dy @ weight
+    return grad, dy.T @ x, dy.sum(0)""") == ("done: ", "")
+
+
 def test_an_error_is_where_python_finds_it(in_tmp):
-    text = answer("gpt", "pick", "def pick(table, ids):\n    return helper(table)", "def helper(x):\n    return x[9, 9, 9]")
+    text = answer("gpt", "pick", "def pick(table, ids):\n    return helper(table)",
+                  "def helper(x):\n    return x[9, 9, 9]")
     line = next(i for i, line in enumerate(text.split("\n"), 1) if "x[9, 9, 9]" in line)
     assert f"wrong: my_gpt.py, line {line}: IndexError" in rebuild.judge(BY_NAME["pick"], text, "my_gpt.py")[0]
 
@@ -135,7 +154,8 @@ def test_an_error_is_where_python_finds_it(in_tmp):
 LEARNERS = {        # name: (what they wrote, what stands beside it)
     "an annotated value": ("FIRST_ROW", "FIRST_ROW: tuple = (1, 2)", ""),
     "several targets": ("FIRST_ROW", "MINE = FIRST_ROW = 1, 2", ""),
-    "another name for an import": ("softmax_by_hand", "def softmax_by_hand(x): return t.softmax(x, -1)", "import torch as t"),
+    "another name for an import": ("softmax_by_hand", "def softmax_by_hand(x): return t.softmax(x, -1)",
+                                   "import torch as t"),
     "try around an import": ("pick", "def pick(table, ids): return table[range(len(ids)), ids]",
                              "try:\n    import numpy as np\nexcept ImportError:\n    np = None"),
     "a helper beside a function": ("pick", "def pick(table, ids): return rows(table)[range(len(ids)), ids]",
@@ -170,9 +190,46 @@ def test_a_learners_file_is_a_python_file(how, in_tmp):
     e = BY_NAME[name]
     text = answer(e.file, name, source, beside)
     e.path.write_text(text)
-    assert rebuild.check_one(e, text)[0].startswith("done")
+    rebuild.learners.cache_clear()
+    assert rebuild.check_one(e)[0].startswith("done")
     other = BY_NAME["attention"]                        # and the others are judged as before
     assert rebuild.judge(other, text, "my_gpt.py")[0] == "done: "
+
+
+@pytest.mark.parametrize("name, change", [
+    ("learning_rate_at", ("max_steps: int = 3000", "max_steps: int = 500")),
+    ("beam_search", ("    block_size = 1", "    pass")),
+    ("CausalSelfAttention.forward", ("# %% 6.", "def split_heads(x, n): return x\n\n# %% 6.")),
+    ("gpt_by_hand", ("class LinearByHand(nn.Module)", "class LinearByHand(nn.Linear)")),
+    ("pick", ("# %% 6.", "import helpers\nhere = __file__\n# %% 6."))])
+def test_what_else_a_learner_changes_has_no_part_in_it(in_tmp, monkeypatch, name, change):
+    monkeypatch.syspath_prepend(in_tmp)
+    (in_tmp / "helpers.py").write_text("x = 1")
+    text = rebuild.source_of("gpt")
+    assert change[0] in text
+    state, more = rebuild.judge(BY_NAME[name], text.replace(*change), "my_gpt.py")
+    assert state == "done: ", more
+
+
+def test_an_error_of_the_same_kind_is_not_a_usual_mistake():
+    e = BY_NAME["LinearByHand"]
+    text = rebuild.source_of("gpt").replace("y = x @ self.weight.T ", "y = self.weight @ x ")
+    assert "transposed" not in rebuild.judge(e, text, "my_gpt.py")[0]
+    assert "done" in judged("CharTokenizer.encode", """
+def encode(self, text):
+    try:
+        return [self.ids[c] for c in text]
+    except KeyError:
+        raise UnicodeError("a subclass of ValueError")""")[0]
+
+
+def test_where_long_results_differ_is_said():
+    more = judged("attention", """
+def attention(q, k, v):
+    y = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    y[..., -1, -1] += 0.0002
+    return y""")[1]
+    assert re.search(r"at \[2, 2\]: \S+, not \S+$", more)
 
 
 def test_all_other_functions_are_the_real_ones():
@@ -188,7 +245,8 @@ def test_no_name_of_a_local_variable_is_needed(monkeypatch):
     story = ast.parse((ROOT / "gpt.py").read_text(encoding="utf-8"))
     count = 0
     for function in (node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)):
-        owner = next((node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef) and function in node.body), "")
+        classes = (node for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+        owner = next((node.name for node in classes if function in node.body), "")
         if rebuild.find(story, f"{owner}.{function.name}".lstrip(".")) is None:
             continue                                    # a part by hand
         parameters = {argument.arg for argument in ast.walk(function) if isinstance(argument, ast.arg)}
@@ -201,8 +259,7 @@ def test_no_name_of_a_local_variable_is_needed(monkeypatch):
     monkeypatch.setattr(rebuild, "real", lambda file: tree)
     for e in (e for e in rebuild.EXERCISES if e.file == "gpt"):
         for mistake in e.mistakes:
-            assert not rebuild.all_same(*(rebuild.outcomes(e, which) for which in (tree, rebuild.by_mistake(e, mistake)))) \
-                if e.name == "attention" else rebuild.by_mistake(e, mistake)
+            rebuild.by_mistake(e, mistake)
 
 
 def test_a_mistake_that_no_longer_fits_says_so():
@@ -236,28 +293,30 @@ def solve(folder, *names):
 
 def test_files_are_written_once_and_every_hole_is_one(in_tmp):
     code, output, error = rebuild_command()
-    assert (code, error) == (1, "") and output.count("is written") == 3 and "0 of 45 are done. Next is exercise 1, " in output
-    assert max(map(len, output.splitlines())) < 100
+    assert (code, error) == (1, "") and output.count("is written") == 3
+    assert "\n0 of 45 are done. Next is exercise 1, " in output
+    assert max(map(len, output.splitlines())) < 80
+    holes = [(e.path, e.path.read_text(encoding="utf-8").index(f"Exercise {e.number}:")) for e in rebuild.EXERCISES]
+    for path in {path for path, _ in holes}:            # numbered as they stand in the file
+        places = [at for other, at in holes if other == path]
+        assert places == sorted(places)
     for e in rebuild.EXERCISES:
         text = e.path.read_text(encoding="utf-8")
-        assert rebuild.is_hole(e, text) and max(map(len, text.split("\n"))) <= 100
-        assert rebuild.is_hole(e, ast.unparse(ast.parse(text))), "also as other tools write it"
+        assert rebuild.is_hole(e, ast.parse(text)) and max(map(len, text.split("\n")[1:])) <= 100
     (in_tmp / "my_gpt.py").write_text("mine = 1\n")
     code, output, _ = rebuild_command(2)
     assert code == 1 and "there is no weighted_sum in my_gpt.py any more" in output
     assert (in_tmp / "my_gpt.py").read_text() == "mine = 1\n"
 
 
-def test_with_holes_nothing_else_is_missing():
-    """What is between the holes is the story, line by line."""
+def test_between_the_holes_stands_the_story_line_by_line():
+    """What has been taken out are functions, and what has been put in are parts by hand."""
     story = (ROOT / "gpt.py").read_text(encoding="utf-8").partition("# %% Appendix")[0].split("\n")
-    text = rebuild.with_holes("gpt").split("\n")
-    comments = [line for line in story if line.startswith("#")]
-    assert [line for line in text if line in set(comments)].__len__() >= len(comments) - 3
-    at = -1
-    for line in comments:
-        at = text.index(line, at + 1) if line in text[at + 1:] else at
-    assert at > len(text) - 250                         # in their order, to the last chapter
+    spans = [rebuild.find(ast.parse("\n".join(story)), e.name) for e in rebuild.EXERCISES if e.file == "gpt"]
+    lost = {i for node in spans if node for i in range(node.lineno - 1, node.end_lineno)}
+    text = iter(rebuild.with_holes("gpt").split("\n"))
+    for i, line in enumerate(story):
+        assert i in lost or line in text, line                          # `in` goes on from where it found the last one
 
 
 def test_what_one_exercise_leaves_behind_does_not_reach_the_next(holes):
@@ -281,31 +340,37 @@ def test_a_real_function_that_raises_is_never_right(monkeypatch):
 
 
 @pytest.mark.parametrize("line, words", [
-    ("while True: pass", "no end after 1 seconds; is there an endless loop?"), ("import os; os._exit(0)", "ends the whole"),
+    ("while True: pass", "no end after 1 seconds; is there an endless loop?"),
+    ("import os; os._exit(0)", "ends the whole"),
     ("raise SystemExit", "ends the whole program"), ("input()", "EOFError"), ("breakpoint()", "wrong")])
 def test_whatever_it_does_there_is_an_answer(holes, monkeypatch, line, words):
     monkeypatch.setattr(rebuild, "SECONDS", 1)
     path = holes / "my_gpt.py"
-    path.write_text(path.read_text().replace('raise NotImplementedError("exercise 4")', line))
+    path.write_text(path.read_text().replace('raise NotImplementedError("exercise 4, pick")', line))
     code, output, error = rebuild_command(4)
     assert (code, error) == (1, "") and words in output
 
 
-def test_start_over_puts_one_hole_back_and_saves_the_file(holes):
-    path, empty = holes / "my_gpt.py", (holes / "my_gpt.py").read_text()
-    for name in ("pick", "CharTokenizer.encode", "LinearByHand", "FIRST_ROW"):
-        e = BY_NAME[name]
-        solved = empty.replace(f'raise NotImplementedError("exercise {e.number}")', "return 1 +").replace(
-            "FIRST_ROW = ...", "FIRST_ROW: tuple = (1, 2")
-        solved = solved.replace("FIRST_ROW: tuple = (1, 2", "FIRST_ROW = ...") if name != "FIRST_ROW" else solved
-        path.write_text(solved)
-        assert rebuild_command("--start-over", name)[0] in (0, None)
-        assert path.read_text() == empty
-    assert (holes / "my_gpt-4.py").exists()
+@pytest.mark.parametrize("name, written", [
+    ("pick", "def pick(\n    table, ids\n):\n    return 1\n"), ("pick", "@print\ndef pick(a, b): return 1 +\n"),
+    ("FIRST_ROW", "FIRST_ROW: tuple = (\n    1,\n    2\n)\n"),
+    ("LinearByHand", "class LinearByHand(nn.Module):\n    x = (\n"),
+    ("CharTokenizer.encode", "    def encode(self, text):\n        return [\n            1]\n")])
+def test_start_over_puts_one_hole_back_and_saves_the_file(holes, name, written):
+    path, e = holes / "my_gpt.py", BY_NAME[name]
+    empty = path.read_text(encoding="utf-8")
+    first, end = rebuild.span(empty, e)
+    lines = empty.split("\n")
+    solved = "\n".join([*lines[:first], *written.rstrip().split("\n"), *lines[end:]])
+    path.write_text(solved, encoding="utf-8")
+    assert rebuild_command("--start-over", name)[0] == 0
+    assert (holes / "my_gpt-1.py").read_text(encoding="utf-8") == solved
+    assert path.read_text(encoding="utf-8").replace("@print\n", "") == empty
 
 
 @pytest.mark.parametrize("content, words", [
-    ("x = (\n", "my_gpt.py, line 1: "), ("x = 1\0\n", "my_gpt.py, line 1: "), (b"# coding: utf-8\n\xff\n", "not in UTF-8")])
+    ("x = (\n", "my_gpt.py, line 1: "), ("x = 1\0\n", "my_gpt.py, line 1: "),
+    (b"# coding: utf-8\n\xff\n", "not in UTF-8")])
 def test_a_file_that_python_cannot_read_is_one_line(holes, content, words):
     (holes / "my_gpt.py").write_bytes(content if isinstance(content, bytes) else content.encode())
     code, output, error = rebuild_command(1)
@@ -330,7 +395,7 @@ def test_the_command_as_a_learner_types_it(command):
     path = command.folder / "my_gpt.py"
     path.write_text(path.read_text(encoding="utf-8").replace("return table[", "print('\xe9\u3042')\n    return table["),
                     encoding="utf-8")
-    done = typed("4", "40", "FIRST_LOSS")
+    done = typed("4", "linear_backward", "FIRST_LOSS")
     assert (done.returncode, done.stderr) == (1, "") and done.stdout.count(" done\n") == 2 and "\\u3042" in done.stdout
     assert typed("--solution", "pick").stdout.startswith("def pick(table, ids):\n")
     wrong = typed("99")
@@ -339,16 +404,22 @@ def test_the_command_as_a_learner_types_it(command):
 
 def test_a_gpt_of_own_parts_trains_as_the_real_one(holes, capsys):
     (holes / "my_gpt.py").write_text(rebuild.source_of("gpt"))
+    rebuild.learners.cache_clear()
     assert rebuild.train(steps=10) == 0
     output = capsys.readouterr().out
     assert "They are the same to four digits." in output and "You have written every part of a GPT" in output
     rows = re.findall(r"^ +\d+ +([\d.]+) +([\d.]+) +([\d.]+) +([\d.]+)$", output, re.MULTILINE)
     assert len(rows) == 1 and rows[0][:2] == rows[0][2:]
+    (holes / "my_gpt.py").write_text(rebuild.with_holes("gpt"))
+    rebuild.learners.cache_clear()
+    with pytest.raises(ValueError, match="has no part of a GPT yet; one is exercise 5, CharTokenizer.encode"):
+        rebuild.train(steps=10)
     (holes / "my_gpt.py").write_text(rebuild.with_holes("gpt").replace(
-        'raise NotImplementedError("exercise 26")', "return x"))        # gelu_by_hand
+        f'raise NotImplementedError("{rebuild.name_in_hole(BY_NAME["gelu_by_hand"])}")', "return x"))
+    rebuild.learners.cache_clear()
     assert rebuild.train(steps=10) == 1
     output = capsys.readouterr().out
-    assert "They differ" in output and "Still from gpt.py: SHAPE" in output and "gelu_by_hand," not in output
+    assert "They differ" in output and "Still from gpt.py: CharTokenizer.encode" in output and "gelu_by" not in output
 
 
 def test_parts_by_hand_agree_with_pytorch():
@@ -359,9 +430,10 @@ def test_parts_by_hand_agree_with_pytorch():
     close(by_hand.gelu_by_hand(x), torch.nn.functional.gelu(x, approximate="tanh"))
     close(by_hand.softmax_by_hand(x), x.softmax(-1))
     table = by_hand.published_sinusoids(50, 8)
-    close(table[7, 4:6], torch.tensor([7 / 100]).sin().repeat(2).index_copy(0, torch.tensor([1]), torch.tensor([7 / 100]).cos()))
-    x, weight, bias = x[0].requires_grad_(), torch.randn(5, 6).double().requires_grad_(), torch.randn(5).double().requires_grad_()
-    dy = torch.randn(4, 5).double()
+    close(table[7, 4:6], torch.tensor([math.sin(7 / 100), math.cos(7 / 100)]))
+    x, weight, bias, dy = x[0], torch.randn(5, 6).double(), torch.randn(5).double(), torch.randn(4, 5).double()
+    for leaf in x, weight, bias:
+        leaf.requires_grad_()
     grads = torch.autograd.grad(torch.nn.functional.linear(x, weight, bias), (x, weight, bias), dy)
     close(by_hand.linear_backward(dy, x, weight), grads)
     gain, dy = torch.randn(6).double(), torch.randn(4, 6).double()
