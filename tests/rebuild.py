@@ -41,6 +41,11 @@ if __name__ != "__main__":      # the program itself only reads and prints; othe
     import gpt  # before torch: it silences torch's warning that NumPy is missing
     import torch
 
+
+class Refused(ValueError):
+    """What somebody typed or wrote cannot be read. All other errors show their tracebacks."""
+
+
 SECONDS = 10                    # for the trials of one exercise; what takes longer never ends
 
 
@@ -359,7 +364,7 @@ exercise(
     ("queries, keys and values come in this order", "self.attend(_a, _b, _c)", "self.attend(_b, _a, _c)"))
 
 
-PHASES.append(("The GPT and its layers", "build a GPT, layer by layer"))
+PHASES.append(("GPT and its layers", "build a GPT, layer by layer"))
 
 exercise(
     "gpt", "published_sinusoids", """A column of positions times a row of frequencies makes the angles
@@ -634,7 +639,7 @@ exercise(
     ("the bias is missing", "self.register_buffer('bias', _a)", "self.register_buffer('bias', None)"))
 
 
-PHASES.append(("Your own parts", "train a GPT that is made of your parts"))
+PHASES.append(("Your own parts", "train a GPT made of your parts"))
 
 exercise(
     "gpt", "linear_backward", """Three lines, or one; the facts above suffice. Let the shapes guide you.
@@ -829,7 +834,7 @@ def read(path):
         with tokenize.open(path) as file:
             return file.read()
     except (SyntaxError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not in UTF-8; let your editor save it so ({error})") from None
+        raise Refused(f"{path} is not in UTF-8; let your editor save it so ({error})") from None
 
 
 def span(text, e):
@@ -853,7 +858,7 @@ def start_over(e):
     text, holes = read(e.path), with_holes(e.file)
     lines, at = text.split("\n"), span(text, e)
     if at is None:
-        raise ValueError(f"there is no {e.name} in {e.path} any more, so it cannot start over")
+        raise Refused(f"there is no {e.name} in {e.path} any more, so it cannot start over")
     first, end = span(holes, e)
     lines[slice(*at)] = holes.split("\n")[first:end]
     beside = (e.path.with_stem(f"{e.path.stem}-{i}") for i in count(1))
@@ -1170,7 +1175,7 @@ def learners(path):
         return text, ast.parse(text, str(path))
     except (SyntaxError, ValueError) as error:                      # ValueError: a character 0
         line, why = getattr(error, "lineno", None) or 1, getattr(error, "msg", error)
-        raise ValueError(f"{path}, line {line}: {why}; Python cannot read the file") from None
+        raise Refused(f"{path}, line {line}: {why}; Python cannot read the file") from None
 
 
 def check_one(e):
@@ -1237,7 +1242,7 @@ def train(steps=50):
     mine = types.SimpleNamespace(**run_file(tree, "my_gpt", str(path)))
     holes = [e for e in parts if e in holes]
     if len(holes) == len(parts):
-        raise ValueError(f"{path} has no part of a GPT yet; one is exercise {parts[0].number}, {parts[0].name}")
+        raise Refused(f"{path} has no part of a GPT yet; one is exercise {parts[0].number}, {parts[0].name}")
 
     name, text = gpt.load_text(None)
     config = {"max_steps": steps, "eval_interval": 10}
@@ -1255,8 +1260,7 @@ def train(steps=50):
           f"step        gpt.py's GPT        {'a GPT of your parts' if not holes else 'of yours, in part'}")
     for (step, *theirs), (_, *ours) in zip(*rows):
         print(f"{step:>4}" + "".join(f"{loss:>12.4f}{val_loss:>9.4f}" for loss, val_loss in (theirs, ours)))
-    equal = all(f"{a:.3f}" == f"{b:.3f}" or math.isclose(a, b, rel_tol=1e-4)
-                for pair in zip(*rows) for a, b in zip(*pair))
+    equal = all(math.isclose(a, b, rel_tol=1e-4) for pair in zip(*rows) for a, b in zip(*pair))
     print("\nThey are the same to four digits." if equal else "\nThey differ: check the exercises, all of them.")
     if holes:
         print(textwrap.fill(f"Still from gpt.py: {', '.join(hole.name for hole in holes)}.", 79))
@@ -1314,7 +1318,7 @@ def main(arguments=None):
         return 141
     except KeyboardInterrupt:
         return 130
-    except (OSError, ValueError) as error:
+    except (OSError, Refused) as error:
         print(error, file=sys.stderr)
         return 2
 
