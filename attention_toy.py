@@ -235,13 +235,13 @@ def self_attention(x, w_query, w_key, w_value):
     return weights @ v                                        # (B, T, T) @ (B, T, hs) -> (B, T, hs)
 
 
-# In a GPT, the three matrices are learned, and what a head looks for may be a meaning. To go on with
-# "The cat sat on the", it helps to find who sat. (`python tests/demos.py agree` trains a head that
-# finds the subject of a verb.) Here they are made by hand, so that you can follow. The two numbers
-# of queries and keys stand for (vowels, spaces). A consonant looks for vowels, a vowel for spaces,
-# and a space for nothing in particular. A vowel offers (1, 0), a space (0, 1), and a consonant
-# nothing. What a token hands over is its number in the alphabet, and whether it is a vowel. The
-# tens make scores of about 7 where something is found: almost nothing is left to others.
+# In a GPT, the three matrices are learned, and what a head looks for may be a meaning: in "The cat
+# sat on the ...", it helps to find who sat. (`python tests/demos.py agree` trains a head that finds
+# the subject of a verb.) Here the matrices are made by hand, so that you can follow. The two
+# numbers of queries and keys stand for (vowels, spaces). A consonant looks for vowels, a vowel for
+# spaces, and a space for nothing in particular. A vowel offers (1, 0), a space (0, 1), and a
+# consonant nothing. What a token hands over is its number in the alphabet, and whether it is a
+# vowel. The tens make scores of about 7 where something is found: almost nothing is left to others.
 
 def hand_made_matrices():
     """w_query, w_key and w_value, each (C, hs) = (4, 2)."""
