@@ -168,7 +168,7 @@ def train_val_split(text):
 
 
 # %% 4. Bigram
-# The simplest model that can learn is a table of scores. A bigram is a pair of tokens, and row i,
+# A very simple model that can learn is a table of scores. A bigram is a pair of tokens, and row i,
 # column j of the table says how well token j follows token i. Such scores are called logits.
 # Softmax turns a row of logits into probabilities: exp makes each of them positive, and then each
 # is divided by their sum, so that they add up to 1.
@@ -601,9 +601,9 @@ def evaluate(model, data):
         raise ValueError(f"block_size={T} needs over {T} tokens to validate on, not {len(data)}")
     windows, total = data.unfold(0, T + 1, T), 0.0      # (N,) -> (n, T+1)
     with eval_mode(model):
-        for some in windows.split(max(1, 2048 // T)):   # 2,048 tokens at a time, to save memory
-            logits, loss = model(some[:, :-1].long(), some[:, 1:].long())
-            total += loss.item() * len(some)
+        for part in windows.split(max(1, 2048 // T)):   # 2,048 tokens at a time, to save memory
+            logits, loss = model(part[:, :-1].long(), part[:, 1:].long())
+            total += loss.item() * len(part)
     return total / len(windows)
 
 
@@ -889,7 +889,7 @@ class KVCache:
 
 
 def last_logits(model, idx, cache):
-    """Those of model(idx) at the last position: (B, T) -> (B, V). The cache has what was read."""
+    """Those of model(idx) at its end: (B, T) -> (B, V). The cache has no token, or all but one."""
     start = cache.length
     x = model.embed(idx)[:, start:]                     # (B, T, C) -> (B, new, C)
     for block in model.blocks:
