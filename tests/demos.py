@@ -14,8 +14,8 @@ count   0 1 2 ... 9 0 1, repeated   characters  10 s     how little that takes: 
                                                          all that they write is right
 random  random characters           characters  10 s     what is true of any sound GPT, even where
                                                          there is nothing to learn
-agree   sentences, by a grammar     words       20 s     attention follows meaning: it finds the subject
-                                                         of a verb, over the words between
+agree   sentences, by a grammar     words       20 s     attention can find the subject of a verb, over
+                                                         the words between
 coder   Python's standard library   subwords    12 min   how to judge a model on real data: whole files
         or your own files                                are held out, and Python reads what it writes
 """
@@ -34,7 +34,7 @@ import textwrap
 import warnings
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import groupby, takewhile
+from itertools import groupby, product, takewhile
 from pathlib import Path
 from typing import Callable
 
@@ -91,7 +91,7 @@ def check_architecture(model, bigram, tokenizer, text):
 
 # %% Agreement
 # "The keys that the dog saw are old": the verb agrees with keys, not with dog, the noun that stands nearer. Some pairs
-# of nouns never come in training, so that no sentence with them can be remembered.
+# of nouns never come in training, in neither order, so that no sentence with them can be remembered.
 
 OPENINGS = "unexpectedly", "this morning", "in the woods"   # of one, two and three words, so that the subject moves
 NOUNS = "key dog cat bird boy girl car tree book lamp cup ship".split()
@@ -99,24 +99,25 @@ BETWEEN = "near the {}", "that the {} saw", "that the {} found yesterday", "behi
 VERBS = {False: " is", True: " are"}
 
 
-def agree_beginning(draw, held_out):
-    """(a sentence up to its verb, its subject, the verb, the number of its other noun), with nouns held out or not."""
-    pairs = [(i, j) for i in range(12) for j in range(12) if i != j and ((i + 2 * j) % 5 == 0) is held_out]
-    (i, j), (many, others) = draw.choice(pairs), draw.choices((False, True), k=2)
-    subject, other = NOUNS[i] + "s" * many, NOUNS[j] + "s" * others
-    return f"{draw.choice(OPENINGS)} the {subject} {draw.choice(BETWEEN).format(other)}", subject, many, others
+def agree_beginnings(held_out):
+    """All sentences up to the verb, with pairs of nouns that are held out or not: (words, subject, its number, that of
+    the other noun)."""
+    pairs = [(i, j) for i in range(12) for j in range(12) if i != j and ((i + j) % 5 == 0) is held_out]
+    for opening, (i, j), between, many, others in product(OPENINGS, pairs, BETWEEN, VERBS, VERBS):
+        subject, other = NOUNS[i] + "s" * many, NOUNS[j] + "s" * others
+        yield f"{opening} the {subject} {between.format(other)}", subject, many, others
 
 
 def agree_text():
     """Sentences, a line each. The last tenth has the pairs that are held out."""
     draw = random.Random(0)
 
-    def sentence(held_out):
-        beginning, _, many, _ = agree_beginning(draw, held_out)
-        return f"{beginning}{VERBS[many]} {draw.choice(('old', 'new', 'here'))}\n"
+    def sentences(held_out):
+        chosen = draw.choices(list(agree_beginnings(held_out)), k=4000)
+        return "".join(f"\n{words}{VERBS[many]} {draw.choice(('old', 'new', 'here'))}" for words, _, many, _ in chosen)
 
-    train_part = "".join(sentence(False) for _ in range(4000))
-    return train_part + "".join(sentence(True) for _ in range(4000))[:len(train_part) // 9]
+    train_part = sentences(False)
+    return train_part + sentences(True)[:len(train_part) // 9] + "\n"
 
 
 def words_as_tokens(text, config):
@@ -126,39 +127,43 @@ def words_as_tokens(text, config):
 
 
 def check_agreement(model, bigram, tokenizer, text):
-    """Which verb is likelier, after nouns that never came together, of which the other one suggests the wrong verb?"""
-    draw = random.Random(1)
-    asked = [agree_beginning(draw, True) for _ in range(1200)]
-    asked = [(beginning, subject, many) for beginning, subject, many, others in asked if many != others]
+    """Which verb is likelier, after nouns that never came together, and of which the other has the other number?"""
+    asked = [row for row in agree_beginnings(held_out=True) if row[2] != row[3]]
     is_, are = (tokenizer.encode(verb)[0] for verb in VERBS.values())
     train_data, val_data = (encode_text(part, tokenizer) for part in train_val_split(text))
     config = replace(model.config, n_layer=1, n_head=1)
     average, _ = ablation.learn(ablation.ROWS["average"], train_data, val_data, config)
 
+    @torch.no_grad()
     def share(model):
         right = 0
-        for beginning, _, many in asked:
-            idx = torch.tensor([tokenizer.encode("\n" + beginning)])            # (1, T)
+        for words, _, many, _ in asked:
+            idx = torch.tensor([tokenizer.encode("\n" + words)])                # (1, T)
             logits = model(idx[:, -model.block_size:])[0][0, -1]                # (V,)
             right += (logits[are] > logits[is_]).item() == many
         return right / len(asked)
 
-    beginning, subject, many = next(row for row in asked if " that " in row[0])
-    ids = tokenizer.encode("\n" + beginning)
-    tokens, at = [tokenizer.decode([i]) for i in ids], tokenizer.encode("\n" + beginning).index(
-        tokenizer.encode(f" {subject}")[0])
-    with torch.no_grad():
-        shares = [share(one) for one in (model, bigram, average)]
-        layers = attention_toy.weights_of_all_heads(model, torch.tensor([ids]))
+    words, subject, _, _ = next(row for row in asked if " found " in row[0])
+    ids = tokenizer.encode("\n" + words)
+    at = ids.index(tokenizer.encode(f" {subject}")[0])
+    layers = attention_toy.weights_of_all_heads(model, torch.tensor([ids]))
     weight, layer, head = max((weights[-1, at].item(), i, j) for i, layer in enumerate(layers)
                               for j, weights in enumerate(layer[0]))            # weights (T, T)
-    print(f"\n{beginning}: is or are?\nHead {head + 1} of block {layer + 1} gives {weight:.0%} of its weight to "
-          f"{subject!r}, in the last row,\nfrom which the verb is predicted:\n\n"
-          f"{attention_toy.picture(layers[layer][0, head], tokens)}")
-    return [(shares[0] >= 0.95, f"of {len(asked)} verbs after pairs of nouns that never came together in training, the "
-                                f"GPT has {shares[0]:.1%} right, though the other noun always has the other number"),
+    tokens = [f"{i:>2} {tokenizer.decode([token]).strip()}" for i, token in enumerate(ids)]
+    print(f"\n{words}: is or are?\n\n"
+          f"Of {len(layers) * model.config.n_head} heads, head {head + 1} of block {layer + 1} looks most at the "
+          f"subject, {subject!r}. Each\nrow is a word that looks, each column a word that it looks at;\n{attention_toy.LEGEND}"
+          f" of its weight. The last\nrow, from which the verb is predicted, gives {weight:.0%} to {subject!r}:\n\n"
+          f"{attention_toy.picture(layers[layer][0, head], tokens)}\n\n"
+          "The text further up was drawn, so an unlikely word comes now and then. The check\n"
+          "asks which of is and are is likelier.")
+    shares = [share(one) for one in (model, bigram, average)]
+    return [(shares[0] >= 0.95,
+             f"the GPT gets {shares[0]:.1%} of {len(asked)} verbs right, after pairs of nouns that never came together "
+             "in training, and of which the other one always has the other number"),
             (all(0.4 < share < 0.6 for share in shares[1:]),
-             f"the bigram has {shares[1]:.1%} right, and the average of all words so far {shares[2]:.1%}: chance")]
+             f"the bigram gets {shares[1]:.1%} right, and a model that takes the plain mean of all words so far in "
+             f"place of attention {shares[2]:.1%}: chance")]
 
 
 # %% The coder
@@ -168,10 +173,10 @@ def check_agreement(model, bigram, tokenizer, text):
 PYTHON_FILES = """[a-z]*.py asyncio/*.py collections/*.py concurrent/futures/*.py ctypes/*.py curses/*.py dbm/*.py
     email/*.py html/parser.py http/*.py importlib/*.py json/*.py logging/*.py multiprocessing/*.py sqlite3/*.py
     tkinter/*.py unittest/*.py urllib/*.py venv/*.py wsgiref/*.py xml/*/*.py xmlrpc/*.py zoneinfo/*.py"""
-CODER = Options(vocab_size=1024, block_size=128, n_layer=4, batch_size=8, max_steps=5000, position="rotary",
+CODER = Options(vocab_size=1024, block_size=128, n_layer=4, batch_size=8, max_steps=7000, position="rotary",
                 head_start=True)
 FUNCTION_TOKENS = 400               # the most that it writes of a function
-TEMPERATURE = 0.3                   # at which it completes functions: low, so that few tokens spoil them
+TEMPERATURE = 0.3                   # at which it completes what is typed: low, so that few tokens spoil it
 LEAST_SHARE = 0.65                  # of these functions, Python must accept so many
 LEAST_SHARE_OF_FOLDER = 0.5         # of those in a folder, which has a style of its own
 LEAST = 20_000                      # characters of a folder to learn from
@@ -191,11 +196,15 @@ def subwords(text, config):
     return BPETokenizer(train_bpe(train_val_split(text)[0], config.vocab_size))
 
 
-def split_files(folder=None):
-    """All files as two texts, the ones to learn from and the ones that are held out."""
+def texts_of_files(folder=None):
     texts = [path.read_text(encoding="utf-8-sig", errors="replace") for path in python_files(folder)]
     texts = [text for text in texts if text.strip()]
     check(texts, f"there are no Python files in {folder or Path(ast.__file__).parent}")
+    return texts
+
+
+def split_files(texts):
+    """The texts of files as two, the ones to learn from and the ones that are held out."""
     if len(texts) < 10:                                     # of few files, the last tenth of each
         parts = [train_val_split(text) for text in texts]   # (which takes at most 200,000 characters)
     else:                                                   # else every tenth, and more if those are short
@@ -215,13 +224,14 @@ def python_text(folder=None):
     A folder alone is too little: models learn it by heart. So they learn the library first of all, and the folder
     several times, until it is a third of the text. Only files of the folder are held out.
     """
-    train_part, held_out = split_files()
-    if folder is not None:
-        mine, held_out = split_files(folder)
+    own = [] if folder is None else texts_of_files(folder)
+    train_part, held_out = split_files([text for text in texts_of_files() if text not in own])
+    if own:
+        mine, held_out = split_files(own)
         check(len(mine) >= LEAST, f"the Python files in {folder} have {len(mine):,} characters to learn from; it takes "
                                   f"{LEAST:,} to make a difference")
         train_part += mine * max(1, min(10, len(train_part) // 2 // len(mine)))
-    wanted = min(200_000, len(train_part) // 9)             # so many will be cut off; if there are less, they come again
+    wanted = min(200_000, len(train_part) // 9)             # so many are cut off; what is less comes again
     return train_part + (held_out * (wanted // len(held_out) + 1))[-wanted:]
 
 
@@ -258,14 +268,13 @@ def first_function(text):
 
 
 def share_of_functions(model, tokenizer, headers):
-    """What share of functions does Python accept, when the model completes them from their first lines?"""
+    """What share of functions does Python accept, when the model completes them greedily from their first lines?"""
     write = generate_cached if isinstance(model, GPT) else generate
-    generator = torch.Generator().manual_seed(0)
     prompts, accepted = [tokenizer.encode("\n" + header) for header in headers], []
     for _, group in groupby(sorted(prompts, key=len), key=len):             # all of one length at once
         show_progress(f"completing functions: {len(accepted)} of {len(headers)}")
         idx = torch.tensor(list(group))                                     # (B, T)
-        written = write(model, idx, FUNCTION_TOKENS, temperature=TEMPERATURE, generator=generator)
+        written = write(model, idx, FUNCTION_TOKENS, temperature=0)
         accepted += [first_function(tokenizer.decode(row)[1:])[1] for row in written.tolist()]
     show_progress()
     return sum(accepted) / len(accepted)
@@ -326,7 +335,7 @@ def check_python(folder, model, bigram, tokenizer, text):
              f"and {'so it is' if greedy else 'not'} in greedy sampling; 10 and that are asked for"),
             (shares[0] >= least,
              f"of {len(headers)} functions from held-out files, given the first line, Python accepts {shares[0]:.1%} "
-             f"as the GPT first completes them, {shares[1]:.1%} as the bigram does; {least:.0%} are asked of the GPT")]
+             f"as the GPT completes them, each once, {shares[1]:.1%} as the bigram does; the GPT needs {least:.0%}")]
 
 
 # %% The demos

@@ -10,6 +10,7 @@ residuals, and how training goes. It trains small models along the way. "Size" i
 typical size of the numbers in a tensor.
 """
 
+import math
 import sys
 import time
 from dataclasses import replace
@@ -57,7 +58,7 @@ def walk(model, idx):
             norms.append((f"block {i}, before {name}", *mean_and_deviation(before), *mean_and_deviation(after)))
         wide = block.mlp.fc(after)                                          # (B, T, 4C)
         passed = F.gelu(wide, approximate="tanh")                           # (B, T, 4C)
-        share = (passed.abs() > 0.5 * wide.abs()).float().mean().item()
+        share = (wide > 0).float().mean().item()
         gelus.append((f"block {i}", shape(wide), f"{share:.0%}", size(wide), size(passed)))
     after = model.ln_f(x)                                                   # (B, T, C)
     norms.append(("ln_f", *mean_and_deviation(x), *mean_and_deviation(after)))
@@ -71,8 +72,16 @@ def mean_and_deviation(x):
     return x.mean(dim=-1).abs().mean().item(), x.std(dim=-1, correction=0).mean().item()
 
 
+class BlockWithoutNorms(Block):
+    """A block with residuals, but without LayerNorms."""
+
+    def forward(self, x):
+        x = x + self.attn(x)
+        return x + self.mlp(x)
+
+
 class BareBlock(Block):
-    """A block with neither residuals nor LayerNorms."""
+    """A block with neither."""
 
     def forward(self, x):
         return self.mlp(self.attn(x))
@@ -121,40 +130,51 @@ def show_block(train_data, val_data, vocab_size):
     idx = val_data[None, :32].long()                                        # (1, T)
     with torch.no_grad():
         stages, norms, gelus = walk(model, idx)
-        print(f"A GPT with 2 blocks of {config.n_head} heads and {config.n_embd} channels (validation loss "
-              f"{losses[-1][2]:.2f}) reads 32 tokens.\n\n"
-              "What the residual stream carries, and what each half of a block adds to it:\n")
-        table(("after", "shape", "size", "size of added"), stages)
-        print("\nNothing is ever replaced: the stream grows, as most of what is added stays in it.\n"
-              "\nWhat LayerNorm does: the mean (its absolute value) and the standard deviation of a\n"
-              "token's channels, before and after (its learned gains make it differ from 0 and 1):\n")
-        table(("", "mean", "deviation", "mean after", "deviation"), norms)
-        print("\nWhat GELU lets pass: the share of numbers that keep more than half of their size:\n")
-        table(("", "shape", "pass", "size before", "size after"), gelus)
+    print(f"A GPT with 2 blocks of {config.n_head} heads and {config.n_embd} channels (validation loss "
+          f"{losses[-1][2]:.2f}) reads 32 tokens.\n\n"
+          "What the residual stream carries, and what each half of a block adds to it. Size is the\n"
+          "root of the mean square, the typical size of a number:\n")
+    table(("after", "shape", "size", "size of added"), stages[:-2])
+    print("-" * 64)
+    table(stages[-2], stages[-1:])
+    before, added, after = stages[0][2], stages[1][3], stages[1][2]
+    print("\nUp to ln_f, nothing is replaced, only added, and the stream grows. Sizes do not simply add\n"
+          f"up, as numbers have signs; but often their squares nearly do: {before:.2f}^2 + {added:.2f}^2 = "
+          f"{before**2 + added**2:.2f},\nand {after:.2f}^2 = {after**2:.2f}.\n\n"
+          "What LayerNorm does: the mean (its absolute value) and the standard deviation of a token's\n"
+          "channels, before and after (its learned numbers make them differ a little from 0 and 1):\n")
+    table(("", "mean", "deviation", "mean, after", "deviation"), norms)
+    print("\nWhat GELU does: the share of positive numbers. The others end between -0.17 and 0.\n")
+    table(("", "shape", "positive", "size before", "size after"), gelus)
     heading("The slopes that reach each of eight blocks, before training")
     config = replace(config, n_layer=8, max_steps=200, eval_interval=200)
     columns = []
-    for kind in Block, PlainBlock, BareBlock:
+    for kind in Block, PlainBlock, BlockWithoutNorms, BareBlock:
         slopes = gradients(gpt_of(kind, config), train_data)
         _, losses = learn(train_data, val_data[:20_000], config, "training models of eight blocks",
                           partial(gpt_of, kind))
         columns.append([*(f"{slope:.1e}" for slope in slopes), losses[-1][2]])
     names = [*(f"block {i}" for i in range(1, 9)), "loss, 200 steps later"]
-    table(("", "as in gpt.py", "no residuals", "no LayerNorm"), zip(names, *columns))
-    print("\nThe last column has neither. There, the slopes shrink from block to block on\n"
-          "their way back, as they are multiplied: the first blocks cannot learn. LayerNorm alone\n"
-          "keeps them large, but the model learns no more: what a token is has been mixed and\n"
-          "bent eight times before it is used. With residuals, it is handed on, and each block\n"
-          "adds to it.")
+    table(("", "as in gpt.py", "no residuals", "no LayerNorm", "neither"), zip(names, *columns))
+    counts = train_data.bincount()
+    shares = counts[counts > 0] / counts.sum()
+    frequencies = -(shares * shares.log()).sum()
+    print("\nWith neither, each block on the way back makes the slopes smaller by a factor of about 15.\n"
+          "(Adam makes up for small slopes, but not if they are as small as the 1e-8 that it adds.)\n"
+          "LayerNorm alone keeps them large, and still the model learns no more than how frequent\n"
+          f"each token is, which costs {frequencies:.3f}. So large slopes are not enough. A likely\n"
+          "reason: without residuals, each block must hand on what a token is, and at first it only\n"
+          "scrambles it. With residuals, this comes by itself. (One seed, one learning rate.)")
     heading("What each part costs")
     config = Config(vocab_size=vocab_size)
-    print(f"The default model, one of its {config.n_layer} blocks, forward, for {config.batch_size} sequences of "
-          f"{config.block_size} tokens:\n")
+    print(f"One of the {config.n_layer} blocks of the default model and what stands around it, forward, for "
+          f"{config.batch_size}\nsequences of {config.block_size} tokens:\n")
     with torch.no_grad():
         table(("", "parameters", "products", "milliseconds"),
               costs(GPT(config), get_batch(train_data, 0, config)[0]))
-    print("\nProducts are multiplications for each token. The MLP has two thirds of a block's\n"
-          "parameters, and most of the products. Those of attend alone grow with the context.")
+    print("\nProducts are multiplications for each token, about as many as there are parameters, as\n"
+          "each is used once. Only attend has none, and its products grow with the context. The\n"
+          "MLP has two thirds of a block's parameters; its GELU takes time, too.")
 
 
 # %% A training in numbers
@@ -171,10 +191,10 @@ def learn(train_data, val_data, config, words, make_gpt=GPT):
     return model.eval(), rows
 
 
-def picture(curves, last_step, height=10, width=60):
-    """Curves {letter: [(step, number)]} as lines for a terminal, with their numbers at the left."""
+def picture(curves, last_step, height=10, width=60, limits=None):
+    """Curves {letter: [(step, number)]} as lines for a terminal, with the lowest and the highest number at the left."""
     numbers = [number for points in curves.values() for _, number in points]
-    low, high = min(numbers), max(numbers)
+    low, high = limits or (min(numbers), max(numbers))
     cells = [[" "] * width for _ in range(height)]
     for letter, points in curves.items():
         for step, number in points:
@@ -186,30 +206,36 @@ def picture(curves, last_step, height=10, width=60):
     return "\n".join([*lines, f"{'':>8} +{'-' * width}", f"{'':>9}0{last_step:>{width},}"])
 
 
-def show_losses(rows, config):
-    print(picture({"t": [(step, loss) for step, loss, _ in rows], "v": [(step, loss) for step, _, loss in rows]},
-                  config.max_steps))
+def show_losses(rows, config, limits=None):
+    curves = {"t": [(step, loss) for step, loss, _ in rows], "v": [(step, loss) for step, _, loss in rows]}
+    print(picture(curves, config.max_steps, limits=limits))
     best = min(rows, key=lambda row: row[2])
-    print(f"\nt: loss of training, v: of validation, *: both. That of validation is lowest at step\n"
-          f"{best[0]:,} ({best[2]:.2f}). In the end it is {rows[-1][2]:.2f}, and that of training {rows[-1][1]:.2f}.")
+    print(f"\nt: training loss, v: validation loss, *: both. The validation loss is lowest at step {best[0]:,}\n"
+          f"({best[2]:.2f}), and ends at {rows[-1][2]:.2f}; the training loss ends at {rows[-1][1]:.2f}.")
+    return best[2]
 
 
 def show_training(train_data, val_data, vocab_size):
     config = Config(vocab_size=vocab_size, block_size=32, n_layer=2, n_embd=64, max_steps=600, eval_interval=30)
-    heading("The learning rate: a short warm-up, and a long way down")
+    heading("The learning rate: a short warm-up, and a long descent")
     rates = [(step, learning_rate_at(step, config)) for step in range(0, config.max_steps + 1, 10)]
     print(picture({"o": rates}, config.max_steps, height=6))
-    heading(f"A training: {len(train_data):,} tokens to train on")
+    heading(f"A training run: {len(train_data):,} tokens to train on")
     _, rows = learn(train_data, val_data, config, "training")
-    show_losses(rows, config)
-    few, some = train_data[:3000], val_data[:20_000]
-    for dropout in 0.0, 0.3:
-        heading(f"A text too short, {len(few):,} tokens, dropout {dropout}")
-        changed = replace(config, dropout=dropout, max_steps=900)
-        _, rows = learn(few, some, changed, "training on a short text")
-        show_losses(rows, changed)
-    print("\nOn so few tokens, the model learns its text by heart: the loss of training falls on,\n"
-          "that of validation rises. Dropout slows this down. What helps is more text.")
+    much = show_losses(rows, config)
+    few, config = train_data[:3000], replace(config, max_steps=900)
+    configs = [replace(config, dropout=dropout) for dropout in (0.0, 0.3)]
+    runs = [learn(few, val_data[:20_000], one, "training on little text")[1] for one in configs]
+    losses = [loss for rows in runs for row in rows for loss in row[1:]]
+    found = []
+    for rows, one in zip(runs, configs):
+        heading(f"Too little text, {len(few):,} tokens, dropout {one.dropout}")
+        found.append(show_losses(rows, one, limits=(min(losses), max(losses))))
+    print("\nOn so few tokens, the model learns its text by heart: the training loss keeps falling,\n"
+          f"while the validation loss rises (knowing nothing costs ln({vocab_size}) = {math.log(vocab_size):.2f}). "
+          f"With\ndropout, it hardly rises, but its lowest is {found[1]:.2f}, and without {found[0]:.2f}: stopping in\n"
+          "time is as good. (With dropout, the training loss is measured with dropout on.) What\n"
+          f"helps is more text: {much:.2f} above.")
 
 
 def command(arguments):

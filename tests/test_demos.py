@@ -62,15 +62,16 @@ def test_agreement_is_asked_about_pairs_that_never_came(in_tmp):
     text = demos.agree_text()
     model, bigram, tokenizer, _ = untrained("agree", text)
     train_text, val_text = gpt.train_val_split(text)
-    for line in text.split("\n")[:-2]:                                  # each word is one token, and numbers agree
+    for line in text.split("\n")[1:-2]:                                 # each word is one token, and numbers agree
         assert [tokenizer.decode([i]) for i in tokenizer.encode(line)] == re.findall(r"(?:^| )\w+", line)
         subject = re.match(f"({'|'.join(demos.OPENINGS)}) the (\\w+) ", line)[2]
         assert (" are " in line) is subject.endswith("s") is not (" is " in line)
 
     def pairs(text):
-        return {tuple(re.findall(f"({'|'.join(demos.NOUNS)})s? ", line)) for line in text.split("\n")[1:-2]}
+        found = (re.findall(f"({'|'.join(demos.NOUNS)})s? ", line + " ") for line in text.split("\n")[1:-1])
+        return {frozenset(nouns) for nouns in found if len(nouns) == 2}
 
-    assert len(pairs(train_text)) > 90 and len(pairs(val_text)) > 20 and not pairs(train_text) & pairs(val_text)
+    assert len(pairs(train_text)) > 40 and len(pairs(val_text)) > 10 and not pairs(train_text) & pairs(val_text)
     model.config = gpt.replace(model.config, max_steps=3)               # for the average, too
     findings = demos.check_agreement(model, bigram, tokenizer, text)
     assert [held for held, _ in findings] == [False, True]              # it knows nothing yet
@@ -147,7 +148,7 @@ def test_coder_learns_from_a_folder(code, monkeypatch):
     assert re.search(r"'import ' is completed in this way, the first of \d+ samples .*:\n\nimport json\n", output)
     assert "held: held-out files cost" in findings and "not =" not in output
     assert re.search(r"held: what follows import is a module that is there in (1\d|20) of 20 samples", findings)
-    shares = re.search(r"of \d+ functions .* ([\d.]+)% as the GPT first completes them, ([\d.]+)% as", findings)
+    shares = re.search(r"of \d+ functions .* ([\d.]+)% as the GPT completes them, each once, ([\d.]+)% as", findings)
     assert 0 <= float(shares[2]) < float(shares[1]) <= 100
 
 
@@ -185,16 +186,18 @@ def test_what_is_held_out_is_never_trained_on(in_tmp, sizes):
         text = chr(0x4E00 + i) * cut + chr(0x6E00 + i) * (size - cut)
         text = text[:-11] + "\ndef f(x):\n" if size >= 300 or not few else text
         (in_tmp / f"{i:03}.py").write_text(text, encoding="utf-8")
-    train_part, held_out = map(set, demos.split_files(in_tmp))
+    train_part, held_out = map(set, demos.split_files(demos.texts_of_files(in_tmp)))
     assert not {letter for letter in train_part & held_out if letter > "\u4e00"}
     assert {letter for letter in held_out if letter > "\u4e00"} or min(sizes) < 11
 
 
 def test_a_folder_is_learned_with_the_library_and_only_its_files_are_held_out(code):
-    mine, held_out = demos.split_files(code)
-    library, others = demos.split_files()
+    (code / "package/copy.py").write_text(demos.texts_of_files()[-1])           # a file of the library, too: it is not
+    mine, held_out = demos.split_files(demos.texts_of_files(code))              # learned as such, as it may be held out
+    library, others = demos.split_files(demos.texts_of_files()[:-1])
     train_text, val_text = gpt.train_val_split(demos.python_text(code))
-    assert (library + mine * 2).startswith(train_text) and train_text.count(mine[:-2]) == 2
+    times = max(1, len(library) // 2 // len(mine))
+    assert (library + mine * times).startswith(train_text) and train_text.count(mine[:-2]) == times
     assert val_text[9:] in held_out * 50 and others[:1000] not in train_text + val_text
     assert len(train_text) / 9 - 2 <= len(val_text) <= len(train_text) / 9 + 2
 
