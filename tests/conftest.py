@@ -165,8 +165,13 @@ def counted_bigram(tokens, vocab_size):
     return model
 
 
-TINY = ["--block_size", 16, "--n_layer", 1, "--n_head", 2, "--n_embd", 16, "--dropout", 0.1, "--max_steps", 40,
-        "--eval_interval", 15]
+def as_options(**settings):
+    return [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+
+TINY_MODEL = dict(block_size=16, n_layer=1, n_head=2, n_embd=16, dropout=0.1)
+TINY_RUN = dict(**TINY_MODEL, max_steps=40, eval_interval=15)
+TINY = as_options(**TINY_RUN)
 CATS = ["--text", "cats.txt", *TINY]
 
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEXT, TINY, assert_same_run, contents, files, main, one_line, read_csv, save_model, tiny_config
+from conftest import (TEXT, TINY, TINY_MODEL, as_options, assert_same_run, contents, files, main, one_line, read_csv,
+                      save_model, tiny_config)
 
 import gpt
 
@@ -37,7 +38,7 @@ def test_a_run_leaves_its_files_and_a_log_of_its_losses(trained):
 
 
 def test_with_no_network_the_manual_is_learned_under_its_own_name(command):
-    ran = command("gpt.py", *TINY[:-4], "--max_steps", 1)
+    ran = command("gpt.py", *as_options(**TINY_MODEL), "--max_steps", 1)
     assert ran.returncode == 0, ran.stderr
     told, inside = ran.stderr.splitlines()
     assert "No Tiny Shakespeare (" in told and "Error), so" in told and inside.endswith(" manual")
@@ -53,7 +54,7 @@ def test_any_text_is_learned_and_printed_where_the_output_knows_only_ascii(cats)
     output = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     options = ["--tokenizer", "bpe", "--vocab_size", 260, "--position", "rotary", "--head_start", "--max_steps", 5]
     with contextlib.redirect_stdout(output):
-        assert gpt.main(["--text", "straße.txt", *map(str, [*TINY[:-4], *options])]) == 0
+        assert gpt.main(["--text", "straße.txt", *map(str, [*as_options(**TINY_MODEL), *options])]) == 0
     assert "Größe 東京" in output.buffer.getvalue().decode("utf-8")
     model, tokenizer = gpt.load_checkpoint("data/straße.pt")
     assert isinstance(model, gpt.RotaryGPT) and tokenizer.vocabulary == gpt.train_bpe(text[:len(text) * 9 // 10], 260)
@@ -77,14 +78,14 @@ def test_only_what_could_do_something_to_a_terminal_is_escaped():
 
 def test_a_text_without_lines_is_learned(cats):
     (cats / "odd.txt").write_text("\n" * 400)
-    code, output, _ = main("--text", "odd.txt", *TINY[:-4], "--max_steps", 1)
+    code, output, _ = main("--text", "odd.txt", *as_options(**TINY_MODEL), "--max_steps", 1)
     assert code == 0 and "gpt: loss 0.000" in output and Path("data/odd-gpt.txt").read_text() == ""
 
 
 def test_names_with_spaces_are_quoted_and_the_home_folder_is_found(cats, monkeypatch):
     for variable in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(variable, str(cats))
-    code, output, error = main("--text=~/cats.txt", "--name", "my cats", *TINY[:-4], "--max_steps", 1)
+    code, output, error = main("--text=~/cats.txt", "--name", "my cats", *as_options(**TINY_MODEL), "--max_steps", 1)
     assert code == 0 and shlex.split(error)[-1] == "my cats"
     assert shlex.split(output.splitlines()[-1])[-2:] == ["data/my cats-bigram.txt", "data/my cats-gpt.txt"]
     assert gpt.load_text_of(gpt.read_checkpoint("data/my cats.pt")) == ("cats", TEXT)

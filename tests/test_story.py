@@ -16,13 +16,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import ROOT, TEXT, TINY, assert_same_tensors, chdir, files
+from conftest import ROOT, TEXT, TINY_RUN, assert_same_tensors, chdir, files
 
 import gpt
 
 WHOLE = (ROOT / "gpt.py").read_text(encoding="utf-8")
 STORY = WHOLE[:WHOLE.index("# %% Appendix")]
-TINY_SETTINGS = {name.strip("-"): value for name, value in zip(TINY[::2], TINY[1::2])}
 
 # The examples
 
@@ -57,7 +56,7 @@ def reports(tmp_path_factory):
             if line > CHAPTER_10:                           # its text and its model would take minutes
                 test.examples = [example for example in test.examples if "import *" not in example.source]
                 names.update(load_shakespeare=lambda: f"{string.ascii_letters}{string.punctuation}\n{TEXT}",
-                             Config=functools.partial(gpt.Config, **TINY_SETTINGS))
+                             Config=functools.partial(gpt.Config, **TINY_RUN))
                 checker = FormChecker()
             doctest.DocTestRunner(checker, verbose=False).run(test, out=out.write, clear_globs=False)
             reports[line] = out.getvalue()
@@ -112,7 +111,7 @@ def test_the_story_takes_no_name_from_below():
 def story(tmp_path_factory):
     """The folder in which the story alone has trained what `trained` has, and what it printed."""
     folder = tmp_path_factory.mktemp("story")
-    call = f"bigram, gpt, tokenizer = run('cats', {TEXT!r}, Config(**{TINY_SETTINGS}))"
+    call = f"bigram, gpt, tokenizer = run('cats', {TEXT!r}, Config(**{TINY_RUN}))"
     (folder / "story.py").write_text(f"{STORY}\n{call}\n", encoding="utf-8")
     done = subprocess.run([sys.executable, "story.py"], cwd=folder, capture_output=True, text=True, encoding="utf-8",
                           timeout=80)
