@@ -3,6 +3,7 @@
     python tests/page.py                    the latest run that gpt.py has kept
     python tests/page.py RUN                another one
     python tests/page.py RUN --text FILE    if its text has moved
+    python tests/page.py --story            data/story.html, the story of gpt.py as a page
 
 It writes data/RUN.html, which needs no network and no server: send it to a friend. page.html, beside this file, is a
 GPT in JavaScript that shows what it computes. Here it is filled with the parameters of the run, in 16 bits, and with
@@ -16,8 +17,9 @@ import sys
 from dataclasses import asdict
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = str(Path(__file__).parent), str(Path(__file__).parent.parent)
 import gpt  # before torch: it silences torch's warning that NumPy is missing
+import story
 import torch
 
 TEMPLATE = Path(__file__).with_name("page.html")
@@ -66,7 +68,12 @@ def command(arguments):
     parser = gpt.Parser("page.py", allow_abbrev=False, description="Write data/RUN.html, the page of a run.")
     parser.add_argument("run", nargs="?", help="its name or its path, else the latest")
     parser.add_argument("--text", type=Path, metavar="FILE", help="what it was trained on, if that has moved")
+    parser.add_argument("--story", action="store_true", help="write data/story.html, the story of gpt.py as a page")
     given = parser.parse_args(arguments)
+    if given.story:
+        gpt.check(given.run is None and given.text is None, "--story goes without a run and --text")
+        story.write_story(gpt.DATA / "story.html")
+        return print("data/story.html: open it in a browser")
     path = gpt.find_run(given.run)
     gpt.check(not path.is_dir(), f"{path} is a GPT-2; a page shows a run of gpt.py")
     saved, template, page = gpt.read_checkpoint(path), TEMPLATE.read_bytes(), gpt.DATA / f"{path.stem}.html"
