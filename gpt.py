@@ -1,7 +1,7 @@
 """gpt.py: how a GPT works, in one program to be read from top to bottom.
 
 A GPT (generative pre-trained transformer) reads the beginning of a text and says, for every token,
-how likely it is to come next. Here, a token is a single character. Draw one with these
+how likely it is to come next. Here, a token is a single character. Draw a token with these
 probabilities, append it, repeat, and the model writes. ChatGPT writes in the same way, with a much
 larger model.
 
@@ -13,9 +13,10 @@ about two minutes on two cores of a laptop, without a GPU. The chapters:
     2  Tokens             5  Attention                    8  Training
 
 You should know Python, and roughly what matrix products, slopes, logarithms and standard deviations
-are. You don't need to know PyTorch, the library that does the computing. From chapter 1 on, there
-is something to try in every chapter: start Python in the folder of this file, keep it open, and
-type the lines that follow >>>, in order. Python's answers are shown below them.
+are. You don't need to know PyTorch, the library that does the computing. First install what the
+file needs: `pip install torch requests`. From chapter 1 on, there is something to try in every
+chapter: start Python in the folder of this file, keep it open, and type the lines that follow >>>,
+in order. Python's answers are shown below them. (Importing the file trains nothing.)
 
 A tensor is an array of numbers with a shape. The shape (2, 3) means 2 rows of 3 numbers, and () is
 a single number. A comment such as `# (B, T) -> (B, T, C)` says how a line changes the shape:
@@ -146,7 +147,7 @@ def get_batch(data, step, config):
     B, T = config.batch_size, config.block_size
     if len(data) <= T:
         raise ValueError(f"block_size={T} needs over {T} tokens to train on, not {len(data)}")
-    torch.manual_seed(1_000_003 * config.seed + step)       # so that each step can be repeated
+    torch.manual_seed(1_000_003 * config.seed + step)   # each step of each seed has its own batch
     rows = torch.randint(len(data) - T, (B,))               # B random integers
     windows = data.unfold(0, T + 1, 1)[rows]                # (N,) -> (N-T, T+1) -> (B, T+1)
     windows = windows.long()                                # 64 bits, as PyTorch wants its ids
@@ -214,7 +215,7 @@ class BigramLanguageModel(nn.Module):
 # >>> model = BigramLanguageModel(5)
 # >>> x, y = torch.tensor([[0, 1, 2]]), torch.tensor([[1, 2, 3]])
 # >>> logits, loss = model(x, y)
-# >>> model.table.weight.data[0, 1] += 0.01               # .data: unnoticed by PyTorch
+# >>> model.table.weight.data[0, 1] += 0.01               # .data: PyTorch does not record this
 # >>> logits, nudged = model(x, y)
 # >>> model.table.weight.data[0, 1] -= 0.01               # back to 0
 # >>> round(loss.item(), 5), round(nudged.item(), 5)      # item() makes a Python number
@@ -252,15 +253,15 @@ class BigramLanguageModel(nn.Module):
 # numbers, its embedding: a row of an nn.Embedding(V, C). Nobody decides what these numbers mean.
 # They are parameters, and training finds what is useful.
 #
-# A token collects by a weighted mean. Say that three tokens hold the values 10, 20 and 30, and that
-# the third gives the three of them, itself included, the attention weights 0.9, 0.05 and 0.05. It
-# then receives 11.5, close to 10, because most of the weight is on the first. `@`, the matrix
-# product, computes the sum:
+# A token collects by a weighted mean. Say that three tokens hold the values 10, 20 and 30. The
+# third pays attention to all three, itself included, with the weights 0.9, 0.05 and 0.05. It then
+# receives 11.5, close to 10, because most of the weight is on the first. `@`, the matrix product,
+# computes the sum:
 # >>> torch.tensor([0.9, 0.05, 0.05]) @ torch.tensor([10.0, 20.0, 30.0])
 # tensor(11.5000)
 
 # Where do the attention weights come from? From the tokens themselves. From its C numbers, each
-# token makes three vectors of hs numbers:
+# token makes three shorter vectors, of hs numbers (the end of this chapter says why shorter):
 #
 #     a query     what am I looking for?
 #     a key       what do I offer to those who look?
@@ -284,31 +285,32 @@ class BigramLanguageModel(nn.Module):
 # tensor([4., 0., 0.])
 
 # Softmax turns scores into attention weights, as it turned logits into probabilities. Before that,
-# the scores are divided by sqrt(hs), because a score is a sum of hs products: if its numbers are
-# random, with a standard deviation of 1, then the score has one of sqrt(hs). With hs = 32, the
-# largest of 64 weights would be about 0.7 for such numbers, and most tokens would be ignored before
-# anything is learned. With the division, it is about 0.1.
+# the scores are divided by sqrt(hs). A score is a sum of hs products, so it grows with hs: if the
+# numbers are random, with a standard deviation of 1, then that of the score is sqrt(hs). And if
+# scores are large, softmax gives nearly all the weight to one token. With hs = 32, the largest of
+# 64 weights would be about 0.7 for such numbers. With the division, it is about 0.1.
 # >>> F.softmax(k @ query / math.sqrt(2), dim=0)          # exp(4 / 1.41) is 17 times exp(0)
 # tensor([0.8943, 0.0529, 0.0529])
 
-# To write text, attention needs one more rule, the causal mask: a token sees itself and those
-# before it, but none after it. Otherwise it could look up what it has to predict. The scores of
-# later tokens become minus infinity. Then their weights are 0, because exp(-infinity) is 0.
+# One more rule is needed, the causal mask: a token sees itself and those before it, but none after
+# it. In training, a whole window goes in at once, and each of its tokens predicts the next one,
+# which is in the window, too. Without the mask, the model would only learn to copy it. So the
+# scores of later tokens become minus infinity, and their weights 0, because exp(-infinity) is 0.
 #
 # Now for all tokens at once. Let q, k and v have a row for each token, and let k^T be k with rows
 # and columns exchanged. Then row i of q @ k^T holds the scores of query i with all keys, and
 # attention is four lines (Vaswani et al. 2017):
 def attention(q, k, v):
-    """softmax(q @ k^T / sqrt(hs)) @ v, causally masked: three of (..., T, hs) -> (..., T, hs)."""
+    """softmax(q @ k^T / sqrt(hs)) @ v, causally masked: q, k, v (..., T, hs) -> (..., T, hs)."""
     # The dots stand for any dimensions in front, such as B. -2 and -1 are the last two dimensions.
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])       # (..., T, T), a row per query
-    later = torch.ones_like(scores, dtype=torch.bool).triu(1)       # True above the diagonal
+    later = torch.ones_like(scores, dtype=torch.bool).triu(1)       # True above the diagonal: later
     weights = scores.masked_fill(later, -math.inf).softmax(-1)      # each row sums to 1
     return weights @ v                                  # (..., T, T) @ (..., T, hs) -> (..., T, hs)
 
 
-# To see the weights, take the identity matrix as values, because weights @ identity are the
-# weights. The last row is the one from above:
+# To see the weights, take the identity matrix as values, because weights @ identity = weights. The
+# last row is the one from above:
 # >>> q = torch.tensor([[2.0, 0.0], [0.0, 2.0], [2.0, 0.0]])
 # >>> attention(q, k, torch.eye(3))
 # tensor([[1.0000, 0.0000, 0.0000],
@@ -374,17 +376,17 @@ class CausalSelfAttention(nn.Module):
 # tensor([[ True,  True, False]])
 
 # %% 6. Positions
-# A mean does not depend on order. In one layer of attention, the earlier tokens are to the last one
-# like balls in a bag: it sees which ones are there, but not in what order. Rearrange the first
-# three:
+# A mean does not depend on order. In one layer of attention, the last token sees the earlier ones
+# like balls in a bag: which ones are there, but not in what order. Rearrange the first three.
+# (Here, x serves as queries, keys and values.)
 # >>> x = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [2.0, 0.0]])
 # >>> y = x[[2, 0, 1, 3]]
 # >>> attention(x, x, x)[3], attention(y, y, y)[3]        # what the last token receives
 # (tensor([1.6089, 0.1956]), tensor([1.6089, 0.1956]))
 
-# But "dog bites man" is not "man bites dog". So each token must carry its position. A second table,
-# learned like the first, has a vector for each position in the context. It is added to the vector
-# of the token, and then the same token is different at each place:
+# But "dog bites man" is not "man bites dog". So each token should carry its position. A second
+# table, learned like the first, has a vector for each position in the context. It is added to the
+# vector of the token, and then the same token is different at each place:
 # >>> positions = torch.tensor([[0.0, 0.0], [0.5, 0.0], [0.0, 0.5], [0.5, 0.5]])
 # >>> x, y = x + positions, y + positions
 # >>> attention(x, x, x)[3], attention(y, y, y)[3]
@@ -395,7 +397,7 @@ class CausalSelfAttention(nn.Module):
 # time. It has two linear layers, C -> 4C -> C (four times is usual). Two in a row could do no more
 # than one, because the product of two matrices is a matrix. So GELU (Gaussian error linear unit)
 # bends the numbers between them: large positive ones stay, and large negative ones become 0.
-# >>> F.gelu(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]), approximate="tanh")     # as GPT-2 has it
+# >>> F.gelu(torch.tensor([-3.0, -1.0, 0.0, 1.0, 3.0]), approximate="tanh")     # as in GPT-2
 # tensor([-0.0036, -0.1588,  0.0000,  0.8412,  2.9964])
 
 class MLP(nn.Module):
@@ -430,7 +432,7 @@ class MLP(nn.Module):
 
 # Trained for long enough, a model may learn its text by heart. Dropout sets a random share of the
 # numbers to zero, so that the model cannot rely on any of them. The others are enlarged, and the
-# mean stays the same. When the model writes, dropout is off.
+# mean stays the same. When the model writes, dropout is off. (Our short run does without it.)
 # >>> nn.Dropout(0.5)(torch.ones(1000)).unique()          # which numbers are there?
 # tensor([0., 2.])
 
@@ -504,9 +506,9 @@ class GPT(nn.Module):
 # >>> round(loss.item(), 1), round(math.log(65), 1)
 # (4.3, 4.2)
 
-# How large is it? In units of C^2, a block has 3 in qkv, 1 in attn.proj and 4 in each layer of the
-# MLP, which makes 12. So three blocks have 3 * 12 * 128^2 = 589,824 parameters. The rest are mostly
-# tables:
+# How large is it? In a block, qkv is a matrix of C x 3C numbers, attn.proj has C x C, and each
+# layer of the MLP C x 4C, which makes 12 C^2. So three blocks have 3 * 12 * 128^2 = 589,824
+# parameters. The rest are mostly tables:
 # >>> sum(p.numel() for p in model.parameters())          # numel counts the numbers in a tensor
 # 619904
 
@@ -531,7 +533,7 @@ class GPT(nn.Module):
 # with the slopes 100 and 0.01:
 # >>> w = nn.Parameter(torch.tensor([1.0, 1.0]))
 # >>> adam = torch.optim.AdamW([w], lr=0.1, weight_decay=0.0)         # without decay, it is Adam
-# >>> (w @ torch.tensor([100.0, 0.01])).backward()
+# >>> (w @ torch.tensor([100.0, 0.01])).backward()        # the slopes of 100 w0 + 0.01 w1
 # >>> adam.step()
 # >>> w.data
 # tensor([0.9000, 0.9000])
@@ -579,8 +581,8 @@ def training_step(model, optimizer, data, step, config):
     return loss.item()
 
 
-# Outside training, we want no dropout, and PyTorch need not remember anything for slopes. Both hold
-# inside `with eval_mode(model):`, and afterwards the model is as before, even after an error.
+# Outside training, we want no dropout, and PyTorch need not remember anything for slopes. The lines
+# after `with eval_mode(model):` run so. Then the model is as before, even after an error.
 @contextmanager
 def eval_mode(model):
     was_training = model.training
@@ -593,7 +595,7 @@ def eval_mode(model):
 
 
 # How good is a model? Let it predict the whole validation split, in windows one after the other.
-# The first tokens of a window have little to look back on, so this is a little too strict.
+# The first tokens of a window have little to look back on, so the loss is a little too high.
 def evaluate(model, data):
     """Mean loss over data (N,), a float. The last tokens, which fill no window, are left out."""
     T = model.block_size
@@ -607,8 +609,8 @@ def evaluate(model, data):
     return total / len(windows)
 
 
-# `train` is a generator: it works while somebody loops over it, who can print, or do something
-# else, after each evaluation. The training loss is a mean over the steps since the previous
+# `train` is a generator: it works while you loop over it, and you can print, or do something else,
+# after each evaluation. The training loss is a mean over the steps since the previous
 # evaluation, when the model still knew less. So it can be higher than the validation loss.
 def train(model, train_data, val_data, config):
     """Train the model. After each evaluation, yield (step, train_loss, val_loss)."""
@@ -796,8 +798,9 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 #
 # The bigram model is as unsure as if it had to choose among 12 characters, and knows hardly any
 # words. The GPT chooses among 5, and writes words, names and verses. To make sense, it would have
-# to be larger and read more. In the end, its training loss is below its validation loss: it has
-# begun to know its text by heart.
+# to be larger and read more. In the end, its training loss is below its validation loss. Part of
+# this may be that it has begun to know its text by heart. But the validation text is also a little
+# harder: a table of counted bigrams has a loss of 2.45 on the training text, and 2.48 on this one.
 #
 # Now it is yours. These lines train both again, in two minutes, and ask what the GPT expects after
 # ROME:

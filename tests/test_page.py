@@ -1,6 +1,7 @@
 """page.py: what Python writes into the page of a run, and what its JavaScript computes."""
 
 import base64
+import html
 import json
 import re
 import shutil
@@ -184,17 +185,74 @@ def test_no_other_file_is_written_over():
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 
-@pytest.mark.skipif(not BROWSER, reason="no browser: no page has run in one")
-def test_it_opens_in_a_browser_and_checks_itself(trained):
+with_browser = pytest.mark.skipif(not BROWSER, reason="no browser: no page has run in one")
+SEEN = """<script>requestAnimationFrame = done => setTimeout(done, 1);     // no frames are drawn
+addEventListener("load", async () => {
+  const pause = milliseconds => new Promise(done => setTimeout(done, milliseconds));
+  const $ = id => document.getElementById(id);
+  await pause(3000);
+  const seen = await (async () => { %s })();
+  document.body.append(Object.assign(document.createElement("pre"), {id: "seen", textContent: JSON.stringify(seen)}));
+});</script></body>"""
+
+
+@pytest.fixture
+def in_browser(trained):
+    """A function: the page of a run, opened in a browser, and what a script that runs in it returns."""
     shutil.copytree(trained[0] / "data", "data")
     assert make_page("cats")[0] == 0
-    path = gpt.DATA / "cats.html"
-    done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
-                           "--dump-dom", "--virtual-time-budget=5000", path.resolve().as_uri()],
-                          capture_output=True, encoding="utf-8", timeout=60)
-    assert "CONSOLE" not in done.stderr, done.stderr                    # neither an error nor a warning
-    assert re.search('id="check" data-difference="0.0[01][^"]*" class="good"', done.stdout)
-    assert "✓ Checked: computes what PyTorch computes" in done.stdout
+
+    def run(script="", path=gpt.DATA / "cats.html"):
+        page = path.read_text(encoding="utf-8").replace("</body>", SEEN % script)
+        path.with_name("seen.html").write_text(page, encoding="utf-8")
+        done = subprocess.run([BROWSER, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr",
+                               "--dump-dom", "--virtual-time-budget=15000",
+                               path.with_name("seen.html").resolve().as_uri()],
+                              capture_output=True, encoding="utf-8", timeout=60)
+        assert "CONSOLE" not in done.stderr, done.stderr                # neither an error nor a warning
+        seen = re.search('<pre id="seen">(.*?)</pre>', done.stdout)[1]
+        return done.stdout, json.loads(html.unescape(seen)) if seen else None
+
+    return run
+
+
+@with_browser
+def test_it_opens_in_a_browser_and_checks_itself(in_browser):
+    shown, _ = in_browser()
+    assert re.search('id="check" data-difference="0.0[01][^"]*" class="good"', shown)
+    assert "✓ Checked: computes what PyTorch computes" in shown
+
+
+@with_browser
+def test_what_stands_there_describes_what_is_shown(in_browser):
+    """Also when the text is emptied, or has one character; and what is written is told to a screen reader."""
+    _, (empty, one, told) = in_browser("""
+        const ids = ["given", "after", "head-here", "covers", "losses"], found = [];
+        for (const text of ["", "T"]) {
+          $("typed").value = text;
+          $("typed").dispatchEvent(new Event("input"));
+          await pause(1000);
+          found.push([ids.map(id => $(id).textContent), document.querySelector("canvas").width]);
+        }
+        $("length").value = 5;
+        $("start").click();
+        for (let i = 0; i < 40 && !$("told").textContent; i++) await pause(200);
+        return [...found, $("told").textContent];""")
+    assert empty == [["", "", "", "", ""], 1]
+    assert one[0][0] == "“T” is the first character: it has no prediction." and one[1] > 1
+    assert re.fullmatch(r"The GPT has written: .{6,}", told, re.DOTALL)
+
+
+@with_browser
+@pytest.mark.parametrize("direction, key", [("ltr", "ArrowRight"), ("rtl", "ArrowLeft")])
+def test_arrow_keys_follow_the_direction_of_the_text(in_browser, direction, key):
+    _, places = in_browser(f"""
+        const box = $("reading"), at = () => [...box.children].findIndex(span => span.classList.contains("chosen"));
+        box.style.direction = "{direction}";
+        const before = at();
+        box.dispatchEvent(new KeyboardEvent("keydown", {{key: "{key}"}}));
+        return [before, at()];""")
+    assert places[1] == places[0] + 1 > 0
 
 
 # What the page computes: its script "model" runs in node, without a browser
