@@ -2,7 +2,7 @@
 
     python tests/page.py                    the latest run that gpt.py has kept
     python tests/page.py RUN                another one
-    python tests/page.py RUN --text FILE    if its text has moved
+    python tests/page.py RUN --text FILE    if its text has moved (without it, the page has less)
     python tests/page.py --story            data/story.html, the story of gpt.py as a page
 
 It writes data/RUN.html, which needs no network and no server: send it to a friend. page.html, beside this file, is a
@@ -38,7 +38,7 @@ def as_base64(numbers):
 
 
 def trained_bigram(saved, train_data, val_data):
-    """The bigram model of the run, which is not kept, trained once more; None if its table is too large."""
+    """The bigram model of the run, which is not kept, trained once more; None if its table would be too large."""
     V = saved.options.vocab_size
     if V * V > LARGEST:
         return None
@@ -48,18 +48,26 @@ def trained_bigram(saved, train_data, val_data):
 
 
 def page_data(saved, text, text_name):
-    """All that a page has to know of a run, as JSON without "<", which might end a script: bytes."""
-    train_text, val_text = gpt.train_val_split(text)
-    train_data, val_data = (gpt.encode_text(part, saved.tokenizer) for part in (train_text, val_text))      # (N,)
+    """All that a page has to know of a run, as JSON without "<", which might end a script: bytes.
+
+    Without the text, the page reads what the model writes, and there is no bigram.
+    """
+    if text is None:
+        train_data, val_text = None, gpt.complete(saved.best, saved.tokenizer, gpt.default_prompt(saved.tokenizer), 600)
+    else:
+        train_text, val_text = gpt.train_val_split(text)
+        train_data = gpt.encode_text(train_text, saved.tokenizer)                   # (N,)
+    val_data = gpt.encode_text(val_text, saved.tokenizer)                           # (N,)
     T = min(64, saved.options.block_size, len(val_data))
     idx = val_data.unfold(0, T, 1)[[0, (len(val_data) - T) // 2, -1]].long()        # (N,) -> (N-T+1, T) -> (3, T)
     logits, _ = saved.best(idx)                                                     # (3, T) -> (3, T, V)
     return json.dumps({
         "name": saved.path.stem, "config": asdict(saved.options), "vocabulary": list(saved.tokenizer.vocabulary),
-        "parameter_count": parameter_count(saved.best), "bigram": trained_bigram(saved, train_data, val_data),
+        "parameter_count": parameter_count(saved.best),
+        "bigram": None if text is None else trained_bigram(saved, train_data, val_data),
         "parameters": {name: as_base64(p.half()) for name, p in saved.best.state_dict().items()},
-        "step": saved.progress.step, "history": saved.progress.history, "characters": len(text),
-        "text_name": text_name, "text_begins": text[:60], "held_out": list(val_text[:4000]),
+        "step": saved.progress.step, "history": saved.progress.history, "held_out": list(val_text[:4000]),
+        "text": None if text is None else {"name": text_name, "length": len(text), "begins": text[:60]},
         "texts": list(zip(idx.tolist(), map(as_base64, logits)))
     }).replace("<", r"\u003c").encode()
 
@@ -81,7 +89,13 @@ def command(arguments):
     gpt.check(parameter_count(saved.best) <= LARGEST, f"{path} has more than {LARGEST // 10**6} million parameters")
     gpt.check(saved.progress is not None, f"{path} holds a model alone; a page shows a run")
     gpt.check(saved.progress.history, f"{path} is not evaluated yet; train it further with --resume")
-    text_name, text = gpt.load_text_of(saved, given.text)
+    try:
+        text_name, text = gpt.load_text_of(saved, given.text)
+    except gpt.UserError as error:
+        if given.text is not None:
+            raise
+        gpt.say(f"{error}. The page is made without it: it reads what the model writes, and has no bigram")
+        text_name, text = None, None
     gpt.check(not page.exists() or page.read_bytes()[:90] == template[:90],
               f"{page} is another file, which would be lost; rename it, or the run")
     content = template.replace(b'"RUN"', page_data(saved, text, text_name), 1)

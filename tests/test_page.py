@@ -65,13 +65,13 @@ def test_the_page_holds_the_model():
     model, tokenizer, path = page_of("page")                            # which is no worse a name than others
     data = data_in(path)
     assert data.keys() == {"name", "config", "vocabulary", "parameter_count", "bigram", "parameters", "step", "history",
-                           "characters", "text_name", "text_begins", "held_out", "texts"}
+                           "text", "held_out", "texts"}
     assert data["name"] == "page" and data["vocabulary"] == list(tokenizer.vocabulary)
     assert gpt.Options(**data["config"]) == model.config and data["history"][0]["val_loss"] == 2.25
     assert data["parameters"].keys() == model.state_dict().keys()
     for name, p in model.state_dict().items():
         assert torch.equal(numbers_in(data["parameters"][name], "e", *p.shape), p.half().float())
-    assert (data["characters"], data["text_begins"]) == (len(TEXT), TEXT[:60])
+    assert data["text"] == {"name": "cats", "length": len(TEXT), "begins": TEXT[:60]}
     val_text = gpt.train_val_split(TEXT)[1]
     assert "".join(data["held_out"]) == val_text
     assert len(data["texts"]) == 3
@@ -98,8 +98,14 @@ def test_it_takes_the_latest_run_finds_its_text_and_has_the_bigram_that_the_run_
     val_data = gpt.encode_text(gpt.train_val_split(TEXT)[1], gpt.CharTokenizer(TEXT))
     assert gpt.evaluate(bigram, val_data) == pytest.approx(data["bigram"]["loss"], abs=1e-3)
     (in_tmp / "cats.txt").rename("moved.txt")
-    assert "--text" in refused("cats")
     assert make_page("cats", "--text", "moved.txt")[0] == 0
+    for _ in range(2):                              # without its text, it reads what the model writes
+        code, _, error = make_page("cats")
+        data = data_in(gpt.DATA / "cats.html")
+        assert code == 0 and error.count("\n") == 1 and "The page is made without it" in error
+        assert data["bigram"] is data["text"] is None and len(data["held_out"]) > 300 and len(data["texts"]) == 3
+        (in_tmp / "cats.txt").write_text("Another text. " * 400)        # nor does another one do
+    assert "cats.txt" in refused("cats", "--text", "cats.txt")
 
 
 def test_a_table_of_more_than_12_million_numbers_is_left_out(in_tmp):
@@ -217,10 +223,17 @@ def in_browser(trained):
 
 
 @with_browser
-def test_it_opens_in_a_browser_and_checks_itself(in_browser):
+@pytest.mark.parametrize("has_text", [True, False])
+def test_it_opens_in_a_browser_and_checks_itself(in_browser, trained, has_text):
+    if not has_text:
+        path = gpt.DATA / "cats.html"
+        saved = gpt.read_checkpoint(gpt.DATA / "cats.pt")
+        path.write_bytes(page.TEMPLATE.read_bytes().replace(b'"RUN"', page.page_data(saved, None, None), 1))
     shown, _ = in_browser()
     assert re.search('id="check" data-difference="0.0[01][^"]*" class="good"', shown)
     assert "✓ Checked: computes what PyTorch computes" in shown
+    told = re.search('<p id="trained">(.*?)</p>', shown)[1]
+    assert ("“cats”" in told) is has_text is not ("it has written itself" in told)
 
 
 @with_browser
