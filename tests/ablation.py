@@ -233,7 +233,8 @@ def cuts(text, seconds, sentence="The cat's whiskers were unbelievably long."):
         known = "".join(c for c in sentence if c in characters.ids)
         print(f"{name:<12}{' | '.join(tokenizer.decode([i]) for i in tokenizer.encode(known)):.66}")
     print(f"\nA GPT of the default size after {seconds} seconds of training on each, "
-          f"{torch.get_num_threads()} threads:\n\n{'':<12}{'vocabulary':>10}{'tokens':>8}{'unknown':>9}{'tables':>10}{'steps':>7}{'bits':>7}\n"
+          f"{torch.get_num_threads()} threads:\n\n"
+          f"{'':<12}{'vocabulary':>10}{'tokens':>8}{'unknown':>9}{'tables':>10}{'steps':>7}{'bits':>7}\n"
           f"{'':<12}{'':>10}{'/ 1,000':>8}{'':>9}{'':>10}{'':>7}{'/ char':>7}")
     for name, tokenizer in ways.items():
         train_data, val_data = (encode_text(part, tokenizer) for part in (train_text, val_text))

@@ -152,8 +152,8 @@ def check_agreement(model, bigram, tokenizer, text):
     tokens = [f"{i:>2} {tokenizer.decode([token]).strip()}" for i, token in enumerate(ids)]
     print(f"\n{words}: is or are?\n\n"
           f"Of {len(layers) * model.config.n_head} heads, head {head + 1} of block {layer + 1} looks most at the "
-          f"subject, {subject!r}. Each\nrow is a word that looks, each column a word that it looks at;\n{attention_toy.LEGEND}"
-          f" of its weight. The last\nrow, from which the verb is predicted, gives {weight:.0%} to {subject!r}:\n\n"
+          f"subject, {subject!r}. Each\nrow is a word that looks, each column a word that it looks at;\n"
+          f"{attention_toy.LEGEND} of its weight. The last\nrow, from which the verb is predicted, gives {weight:.0%} to {subject!r}:\n\n"
           f"{attention_toy.picture(layers[layer][0, head], tokens)}\n\n"
           "The text further up was drawn, so an unlikely word comes now and then. The check\n"
           "asks which of is and are is likelier.")

@@ -33,7 +33,8 @@ nav ol { columns: 16rem; padding: 0; list-style: none; } section { border-top: 1
 .code a { color: inherit; text-decoration-color: var(--line); }
 .k { color: var(--keyword); } .s { color: var(--string); } .n { color: var(--number); } .c { color: var(--quiet); }
 .shape { color: var(--link); font-style: italic; } .session { display: flow-root; border-left: 3px solid var(--line);
-  padding-left: .7rem; } .session b { font-weight: 600; } .session pre { white-space: pre-wrap; } .session button { float: right; margin-left: .5rem;
+  padding-left: .7rem; } .session b { font-weight: 600; } .session pre { white-space: pre-wrap; }
+.session button { float: right; margin-left: .5rem;
   font: .8rem sans-serif; padding: .25rem .6rem; color: inherit; background: var(--soft);
   border: 1px solid var(--line); }
 @media (min-width: 75rem) {

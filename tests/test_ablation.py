@@ -103,8 +103,9 @@ def test_three_ways_to_cut_a_text(in_tmp, monkeypatch):
     (in_tmp / "cats.txt").write_text(text, encoding="utf-8")
     code, output, error = main("--cuts", 1, "--text", "cats.txt", program=ablation.main)
     assert (code, error) == (0, "") and max(map(len, output.splitlines())) < 81
-    rows = {name: (int(size.replace(",", "")), int(tokens), unknown, float(bits)) for name, size, tokens, unknown, _, _, bits
-            in re.findall(r"^(\w+) +([\d,]+) +(\d+) +([\d.]+%) +([\d,]+) +([\d,]+) +([\d.]+)$", output, re.MULTILINE)}
+    found = re.findall(r"^(\w+) +([\d,]+) +(\d+) +([\d.]+%) +([\d,]+) +([\d,]+) +([\d.]+)$", output, re.MULTILINE)
+    rows = {name: (int(size.replace(",", "")), int(tokens), unknown, float(bits))
+            for name, size, tokens, unknown, _, _, bits in found}
     assert list(rows) == ["characters", "subwords", "words"]
     assert rows["characters"][:3] == (len(set(text)), 1000, "0.0%") and rows["subwords"][2] == "0.0%"
     assert rows["characters"][1] > rows["subwords"][1] > rows["words"][1] and float(rows["words"][2][:-1]) > 0

@@ -204,7 +204,8 @@ def test_a_folder_is_learned_with_the_library_and_only_its_files_are_held_out(co
 
 def test_training_ends_when_the_validation_loss_has_not_fallen_for_a_while(capsys):
     def told(losses):
-        return [val_loss for _, _, val_loss in demos.until_it_rises(lambda: ((i, 0, loss) for i, loss in enumerate(losses)))()]
+        rows = [(step, 0, loss) for step, loss in enumerate(losses)]
+        return [val_loss for _, _, val_loss in demos.until_it_rises(lambda: iter(rows))()]
 
     assert told([5, 4, 3, 3.1, 3.2, 2.9, 3, 3, 3, 3, 3]) == [5, 4, 3, 3.1, 3.2, 2.9, 3, 3, 3, 3]
     assert "stops here" in capsys.readouterr().out
@@ -220,7 +221,8 @@ def test_what_is_typed_is_completed_by_the_first_sample_that_python_accepts():
             after = tokenizer.decode(idx[0].tolist())[len("\nimport"):]
             wanted = {"": " x"}.get(after, "jsonn\n"[len(after) - 1:]) or "\n"
             wanted = wanted[0] if torch.rand(()) < 0.9 else "\n"        # and now and then, it stops early
-            return torch.nn.functional.one_hot(torch.tensor([[tokenizer.ids[wanted]]]), tokenizer.vocab_size) * 99.0, None
+            token = torch.tensor([[tokenizer.ids[wanted]]])
+            return torch.nn.functional.one_hot(token, tokenizer.vocab_size) * 99.0, None
 
     tokenizer = gpt.CharTokenizer("\n import jsonx")
     torch.manual_seed(0)
