@@ -173,12 +173,13 @@ def check_agreement(model, bigram, tokenizer, text):
 PYTHON_FILES = """[a-z]*.py asyncio/*.py collections/*.py concurrent/futures/*.py ctypes/*.py curses/*.py dbm/*.py
     email/*.py html/parser.py http/*.py importlib/*.py json/*.py logging/*.py multiprocessing/*.py sqlite3/*.py
     tkinter/*.py unittest/*.py urllib/*.py venv/*.py wsgiref/*.py xml/*/*.py xmlrpc/*.py zoneinfo/*.py"""
-CODER = Options(vocab_size=1024, block_size=128, n_layer=4, batch_size=8, max_steps=7000, position="rotary",
+CODER = Options(vocab_size=1024, block_size=128, n_layer=4, batch_size=8, max_steps=5000, position="rotary",
                 head_start=True)
 FUNCTION_TOKENS = 400               # the most that it writes of a function
 TEMPERATURE = 0.3                   # at which it completes what is typed: low, so that few tokens spoil it
 LEAST_SHARE = 0.65                  # of these functions, Python must accept so many
 LEAST_SHARE_OF_FOLDER = 0.5         # of those in a folder, which has a style of its own
+STEPS_FOR_FOLDER = 7000             # the library is learned, and the folder too
 LEAST = 20_000                      # characters of a folder to learn from
 FIRST_LINE = re.compile(r"^ *def \w+\(.*\).*:(?=\n)", flags=re.MULTILINE)       # of a function
 
@@ -382,7 +383,8 @@ def command(arguments):
     check(options.code is None or name == "coder", f"--code is for coder; {name} has a text of its own")
     if options.code is not None:
         check(options.code.is_dir(), f"there is no folder {options.code}")
-        demo = replace(demo, text=partial(python_text, options.code), check=partial(check_python, options.code))
+        demo = replace(demo, text=partial(python_text, options.code), check=partial(check_python, options.code),
+                       config=replace(demo.config, max_steps=STEPS_FOR_FOLDER))
     config = demo.config if options.steps is None else replace(demo.config, max_steps=options.steps)
     text, config = demo.text(), check_options(config)
     tokenizer = demo.tokenizer(text, config)
