@@ -5,7 +5,7 @@
     python tests/demos.py random             FAILED (1)
     python tests/demos.py agree
     python tests/demos.py coder
-    python tests/demos.py coder --code .     your own Python files in place of the standard library
+    python tests/demos.py coder --code .     from your own Python files, too
 
 demo    data set                    tokenizer   time     what you learn
 hello   "hello world", repeated     characters  10 s     a pattern that is no more than a phrase is
@@ -17,7 +17,7 @@ random  random characters           characters  10 s     what is true of any sou
 agree   sentences, by a grammar     words       20 s     attention can find the subject of a verb, over
                                                          the words between
 coder   Python's standard library   subwords    12 min   how to judge a model on real data: whole files
-        or your own files                                are held out, and Python reads what it writes
+        and your own files                               are held out, and Python reads what it writes
 """
 
 import argparse
