@@ -644,10 +644,10 @@ PHASES.append(("Your own parts", "train a GPT made of your parts"))
 exercise(
     "gpt", "linear_backward", """Three lines, or one; the facts above suffice. Let the shapes guide you.
     (The bias is used N times.)""", """
-    x, weight, bias = (torch.randn(shape, requires_grad=True) for shape in ((3, 3), (3, 3), (3,)))
-    dy = torch.randn(3, 3)
-    torch.autograd.grad(F.linear(x, weight, bias), (x, weight, bias), dy)       # what autograd says
-    linear_backward(dy, x, weight)
+    x, weight = torch.randn(2, 3, 3, requires_grad=True)
+    bias, dy = torch.rand(3, requires_grad=True), torch.rand(3, 3)
+    torch.autograd.grad(F.linear(x, weight, bias), (x, weight, bias), dy)
+    linear_backward(dy, x, weight)              # the same as autograd
     linear_backward(torch.randn(5, 2), torch.randn(5, 4), torch.randn(2, 4))
     """,
     ("dweight has the shape of weight, (D, C): dy^T @ x", "_a.T @ x", "x.T @ _a"),
@@ -659,8 +659,8 @@ exercise(
     "gpt", "cross_entropy_backward", """As in chapter 4: each probability, minus 1 for the token that came,
     divided by the number of examples. F.one_hot(targets, V) has the ones.""", """
     logits, targets = torch.randn(4, 3, requires_grad=True), torch.tensor([2, 0, 0, 1])
-    torch.autograd.grad(F.cross_entropy(logits, targets), logits)       # what autograd says
-    cross_entropy_backward(logits, targets)
+    torch.autograd.grad(F.cross_entropy(logits, targets), logits)
+    cross_entropy_backward(logits, targets)     # the same as autograd
     cross_entropy_backward(torch.randn(2, 5), torch.tensor([1, 0]))
     """,
     ("the loss is a mean, so divide by the number of examples", "_a / len(targets)", "_a"),
@@ -670,8 +670,8 @@ exercise(
 exercise(
     "gpt", "layer_norm_backward", """Compute mean, deviation and z as in the forward pass; then the formula.""", """
     x, weight, dy = torch.randn(4, 4, requires_grad=True), torch.randn(4), torch.randn(4, 4)
-    torch.autograd.grad(F.layer_norm(x, (4,), weight), x, dy)           # what autograd says
-    layer_norm_backward(dy, x, weight)
+    torch.autograd.grad(F.layer_norm(x, (4,), weight), x, dy)
+    layer_norm_backward(dy, x, weight)          # the same as autograd
     layer_norm_backward(torch.randn(2, 5), torch.randn(2, 5), torch.randn(5))
     layer_norm_backward(torch.randn(1, 3), torch.ones(1, 3), torch.ones(3))
     """,
@@ -685,9 +685,9 @@ exercise(
     "gpt", "attention_backward", """Compute scores and weights as in the forward pass. Then go back: dweights
     and dv from the product, dscores from softmax, dq and dk from the other product. Mind the scale.""", """
     q, k, v = (torch.randn(4, 4, requires_grad=True) for _ in range(3))
-    dy = torch.randn(4, 4)
-    torch.autograd.grad(attention(q, k, v), (q, k, v), dy)              # what autograd says
-    attention_backward(dy, q, k, v)
+    dy = torch.rand(4, 4)
+    torch.autograd.grad(attention(q, k, v), (q, k, v), dy)
+    attention_backward(dy, q, k, v)             # the same as autograd
     attention_backward(*torch.randn(4, 5, 3))
     """,
     ("the scale counts on the way back, too: dscores / sqrt(hs)", "_a = _a / math.sqrt(hs)", "_a = _a"),
