@@ -236,9 +236,10 @@ def test_without_its_text_it_opens_in_a_browser_and_checks_itself(in_browser):
 def test_what_stands_there_describes_what_is_shown(in_browser):
     """Also when the text is emptied, or has one character; arrow keys follow the direction of the text; and what is
     written is told to a screen reader. (One visit, as a browser takes its time.)"""
-    shown, (moves, empty, one, told) = in_browser("""
+    shown, ((way, rows), moves, empty, one, told) = in_browser("""
         const box = $("reading"), at = () => [...box.children].findIndex(span => span.classList.contains("chosen"));
-        const ids = ["given", "after", "head-here", "covers", "losses"], found = [], moves = [];
+        const ids = ["given", "after", "head-here", "covers", "losses", "way"], found = [], moves = [];
+        const way = $("way").textContent + $("way-score").textContent, rows = $("shares").children.length;
         for (const [direction, key] of [["ltr", "ArrowRight"], ["rtl", "ArrowLeft"], ["rtl", "ArrowRight"]]) {
           box.style.direction = direction;
           const before = at();
@@ -254,10 +255,12 @@ def test_what_stands_there_describes_what_is_shown(in_browser):
         $("length").value = 5;
         $("start").click();
         for (let i = 0; i < 40 && !$("told").textContent; i++) await pause(200);
-        return [moves, ...found, $("told").textContent];""")
+        return [[way, rows], moves, ...found, $("told").textContent];""")
+    assert re.match(r"embedding: .*after block 1: .*The logit of .* is -?[\d.]+\. It is the sum of:", way)
+    assert rows == 1 + (2 + 1) + 1                                      # the embedding, a block with two heads, a bias
     assert "✓ Checked: computes what PyTorch computes" in shown
     assert moves == [1, 1, -1]
-    assert empty == [["", "", "", "", ""], 1]
+    assert empty == [["", "", "", "", "", ""], 1]
     assert one[0][0] == "“T” is the first character: it has no prediction." and one[1] > 1
     assert re.fullmatch(r"The GPT has written: .{6,}", told, re.DOTALL)
 
@@ -269,7 +272,8 @@ HARNESS = """
 const page = require("fs").readFileSync(process.argv[1], "utf8");
 const script = id => page.split(new RegExp(`<script[^>]*id="${id}">`))[1].split("</script>")[0];
 const run = JSON.parse(script("run"));
-const code = script("model") + "\\nconst gpt = loadModel(run.config, run.parameters);\\nreturn " + process.argv[2];
+const code = script("model") + script("way") + "\\nconst gpt = loadModel(run.config, run.parameters);"
+    + "\\nreturn " + process.argv[2];
 const numbers = (key, value) => ArrayBuffer.isView(value) ? Array.from(value) : value;
 console.log(JSON.stringify(new Function("run", code)(run), numbers));
 """
@@ -377,3 +381,36 @@ def test_it_draws_with_these_probabilities_and_the_same_for_the_same_seed():
     assert same[0] == same[1] != other and len(set(other)) > 3
     V = tokenizer.vocab_size
     assert rows[0] == table[3 * V:4 * V] and all(0 <= token < V for token in rows[1])
+
+
+@with_node
+@pytest.mark.parametrize("position", ["learned", "sinusoidal", "rotary"])
+def test_one_tokens_way_is_that_of_pytorch(position):
+    """What the model would predict after each block, and what each part adds to a logit."""
+    model, tokenizer, path = page_of("small", position=position)
+    ids, after, shares, names = in_page(path, """(() => {
+        const ids = run.texts[0][0], cache = newCache(gpt.config);
+        forward(gpt, ids, cache);
+        const way = wayOf(gpt, ids[5], 5, cache), after = [0, 1, 2].map(block => logitsAfter(gpt, way, block));
+        return [ids, after, sharesOf(gpt, way, 3), way.map(part => part.name)];
+    })()""")
+    idx, heads = torch.tensor([ids[:6]]), []
+    with torch.no_grad():
+        x = model.embed(idx)
+        for block, found in zip([None, *model.blocks], after, strict=True):
+            if block is not None:
+                x = block(x)
+            expected = model.lm_head(model.ln_f(x))[0, 5]
+            torch.testing.assert_close(torch.tensor(found), expected, atol=2e-2, rtol=0)
+        attention = model.blocks[0].attn
+        attend = attention.attend
+        attention.attend = lambda q, k, v: heads.append(attend(q, k, v)) or heads[0]
+        attention(model.blocks[0].ln_1(model.embed(idx)))
+    assert names == ["embedding", *["head 1", "head 2", "MLP"] * 2]
+    assert sum(shares) == pytest.approx(expected[3].item(), abs=2e-2)
+    proj, hs = model.blocks[0].attn.proj, 8
+    x = x[0, 5]
+    row = model.lm_head.weight[3] * model.ln_f.weight / (x.var(correction=0) + 1e-5).sqrt()
+    for h in range(2):
+        added = proj.weight[:, h * hs:(h + 1) * hs] @ heads[0][0, h, 5] + proj.bias / 2
+        assert shares[1 + h] == pytest.approx(((added - added.mean()) @ row).item(), abs=1e-2)
