@@ -153,7 +153,8 @@ def check_agreement(model, bigram, tokenizer, text):
     print(f"\n{words}: is or are?\n\n"
           f"Of {len(layers) * model.config.n_head} heads, head {head + 1} of block {layer + 1} looks most at the "
           f"subject, {subject!r}. Each\nrow is a word that looks, each column a word that it looks at;\n"
-          f"{attention_toy.LEGEND} of its weight. The last\nrow, from which the verb is predicted, gives {weight:.0%} to {subject!r}:\n\n"
+          f"{attention_toy.LEGEND} of its weight. The last\nrow, from which the verb is predicted, gives "
+          f"{weight:.0%} to {subject!r}:\n\n"
           f"{attention_toy.picture(layers[layer][0, head], tokens)}\n\n"
           "The text further up was drawn, so an unlikely word comes now and then. The check\n"
           "asks which of is and are is likelier.")
@@ -175,6 +176,7 @@ PYTHON_FILES = """[a-z]*.py asyncio/*.py collections/*.py concurrent/futures/*.p
     tkinter/*.py unittest/*.py urllib/*.py venv/*.py wsgiref/*.py xml/*/*.py xmlrpc/*.py zoneinfo/*.py"""
 CODER = Options(vocab_size=1024, block_size=128, n_layer=4, batch_size=8, max_steps=5000, position="rotary",
                 head_start=True)
+ATTEMPTS = 20                       # so many samples of what is typed, at most
 FUNCTION_TOKENS = 400               # the most that it writes of a function
 TEMPERATURE = 0.3                   # at which it completes what is typed: low, so that few tokens spoil it
 LEAST_SHARE = 0.65                  # of these functions, Python must accept so many
@@ -291,19 +293,19 @@ def names_module(line, known):
     return False
 
 
-def complete_typed(model, tokenizer, typed, accept, temperature, attempts=20):
+def complete_typed(model, tokenizer, typed, accept, temperature):
     """(the first sample that is accepted, how many it took): what somebody types is completed as code.
 
     accept: text -> (what is kept of it, whether that is right). The model sees the beginning of a line, and no white
     space at the end, as that belongs to the next subword; what follows must begin with it. None, if none is accepted.
     """
     prompt = typed.rstrip()
-    for seed in range(attempts):
+    for seed in range(ATTEMPTS):
         written = complete(model, tokenizer, "\n" + prompt, 120, seed, temperature=temperature)[1:]
         kept, is_right = accept(written)
         if is_right and kept.startswith(typed.rstrip("\n")):
             return kept, seed + 1
-    return None, attempts
+    return None, ATTEMPTS
 
 
 def check_python(folder, model, bigram, tokenizer, text):

@@ -12,6 +12,7 @@ typical size of the numbers in a tensor.
 
 import math
 import sys
+import textwrap
 import time
 from dataclasses import replace
 from functools import partial
@@ -33,10 +34,6 @@ def size(x):
     return x.square().mean().sqrt().item()
 
 
-def shape(x):
-    return str(tuple(x.shape))
-
-
 def table(titles, rows):
     """Print a table: the first column is words, at the left; the others stand at the right."""
     for first, *others in (titles, *rows):
@@ -48,23 +45,28 @@ def table(titles, rows):
 def walk(model, idx):
     """The forward pass of a GPT, stage by stage -> its stages, LayerNorms and GELUs, as rows of tables."""
     x = model.embed(idx)                                                    # (B, T) -> (B, T, C)
-    stages, norms, gelus = [("embed", shape(x), size(x), "")], [], []
+    stages, norms, gelus = [("embed", f"{tuple(x.shape)}", size(x), "")], [], []
     for i, block in enumerate(model.blocks, start=1):
         for name, norm, layer in ("attn", block.ln_1, block.attn), ("mlp", block.ln_2, block.mlp):
             before, after = x, norm(x)                                      # two of (B, T, C)
             added = layer(after)                                            # (B, T, C)
             x = x + added
-            stages.append((f"block {i}, + {name}", shape(x), size(x), size(added)))
+            stages.append((f"block {i}, + {name}", f"{tuple(x.shape)}", size(x), size(added)))
             norms.append((f"block {i}, before {name}", *mean_and_deviation(before), *mean_and_deviation(after)))
         wide = block.mlp.fc(after)                                          # (B, T, 4C)
         passed = F.gelu(wide, approximate="tanh")                           # (B, T, 4C)
         share = (wide > 0).float().mean().item()
-        gelus.append((f"block {i}", shape(wide), f"{share:.0%}", size(wide), size(passed)))
+        gelus.append((f"block {i}", f"{tuple(wide.shape)}", f"{share:.0%}", size(wide), size(passed)))
     after = model.ln_f(x)                                                   # (B, T, C)
     norms.append(("ln_f", *mean_and_deviation(x), *mean_and_deviation(after)))
     logits = model.lm_head(after)                                           # (B, T, V)
-    stages += [("ln_f", shape(after), size(after), ""), ("lm_head: logits", shape(logits), size(logits), "")]
+    stages += [("ln_f", f"{tuple(after.shape)}", size(after), ""), ("lm_head: logits", f"{tuple(logits.shape)}", size(logits), "")]
     return stages, norms, gelus
+
+
+def tell(words):
+    """Print a paragraph, no wider than a terminal."""
+    print(f"\n{textwrap.fill(' '.join(words.split()), 79)}\n")
 
 
 def mean_and_deviation(x):
@@ -130,21 +132,20 @@ def show_block(train_data, val_data, vocab_size):
     idx = val_data[None, :32].long()                                        # (1, T)
     with torch.no_grad():
         stages, norms, gelus = walk(model, idx)
-    print(f"A GPT with 2 blocks of {config.n_head} heads and {config.n_embd} channels (validation loss "
-          f"{losses[-1][2]:.2f}) reads 32 tokens.\n\n"
-          "What the residual stream carries, and what each half of a block adds to it. Size is the\n"
-          "root of the mean square, the typical size of a number:\n")
+    tell(f"A GPT with 2 blocks of {config.n_head} heads and {config.n_embd} channels (validation loss "
+         f"{losses[-1][2]:.2f}) reads 32 tokens. This is what the residual stream carries, and what each half of a "
+         "block adds to it. Size is the root of the mean square, the typical size of a number:")
     table(("after", "shape", "size", "size of added"), stages[:-2])
     print("-" * 64)
     table(stages[-2], stages[-1:])
-    before, added, after = stages[0][2], stages[1][3], stages[1][2]
-    print("\nUp to ln_f, nothing is replaced, only added, and the stream grows. Sizes do not simply add\n"
-          f"up, as numbers have signs; but often their squares nearly do: {before:.2f}^2 + {added:.2f}^2 = "
-          f"{before**2 + added**2:.2f},\nand {after:.2f}^2 = {after**2:.2f}.\n\n"
-          "What LayerNorm does: the mean (its absolute value) and the standard deviation of a token's\n"
-          "channels, before and after (its learned numbers make them differ a little from 0 and 1):\n")
+    (_, _, before, _), (_, _, after, added), *_ = stages
+    tell("Up to ln_f, nothing is replaced, only added, and the stream grows. Sizes do not simply add up, as "
+         f"numbers have signs; but often their squares nearly do: {before:.2f}^2 + {added:.2f}^2 = "
+         f"{before**2 + added**2:.2f}, and {after:.2f}^2 = {after**2:.2f}.")
+    tell("What LayerNorm does: the mean (its absolute value) and the standard deviation of a token's channels, "
+         "before and after (its learned numbers make them differ a little from 0 and 1):")
     table(("", "mean", "deviation", "mean, after", "deviation"), norms)
-    print("\nWhat GELU does: the share of positive numbers. The others end between -0.17 and 0.\n")
+    tell("What GELU does: the share of positive numbers. The others end between -0.17 and 0.")
     table(("", "shape", "positive", "size before", "size after"), gelus)
     heading("The slopes that reach each of eight blocks, before training")
     config = replace(config, n_layer=8, max_steps=200, eval_interval=200)
@@ -159,22 +160,22 @@ def show_block(train_data, val_data, vocab_size):
     counts = train_data.bincount()
     shares = counts[counts > 0] / counts.sum()
     frequencies = -(shares * shares.log()).sum()
-    print("\nWith neither, each block on the way back makes the slopes smaller by a factor of about 15.\n"
-          "(Adam makes up for small slopes, but not if they are as small as the 1e-8 that it adds.)\n"
-          "LayerNorm alone keeps them large, and still the model learns no more than how frequent\n"
-          f"each token is, which costs {frequencies:.3f}. So large slopes are not enough. A likely\n"
-          "reason: without residuals, each block must hand on what a token is, and at first it only\n"
-          "scrambles it. With residuals, this comes by itself. (One seed, one learning rate.)")
+    tell("With neither, each block on the way back makes the slopes smaller by a factor of about 15. (Adam makes "
+         "up for small slopes, but not if they are as small as the 1e-8 that it adds.) LayerNorm alone keeps them "
+         "large, and still the model learns no more than how frequent each token is, which costs "
+         f"{frequencies:.3f}. So large slopes are not enough. A likely reason: without residuals, each block must "
+         "hand on what a token is, and at first it only scrambles it. With residuals, this comes by itself. (One "
+         "seed, one learning rate.)")
     heading("What each part costs")
     config = Config(vocab_size=vocab_size)
-    print(f"One of the {config.n_layer} blocks of the default model and what stands around it, forward, for "
-          f"{config.batch_size}\nsequences of {config.block_size} tokens:\n")
+    tell(f"One of the {config.n_layer} blocks of the default model and what stands around it, forward, for "
+         f"{config.batch_size} sequences of {config.block_size} tokens:")
     with torch.no_grad():
         table(("", "parameters", "products", "milliseconds"),
               costs(GPT(config), get_batch(train_data, 0, config)[0]))
-    print("\nProducts are multiplications for each token, about as many as there are parameters, as\n"
-          "each is used once. Only attend has none, and its products grow with the context. The\n"
-          "MLP has two thirds of a block's parameters; its GELU takes time, too.")
+    tell("Products are multiplications for each token, about as many as there are parameters, as each is used "
+         "once. Only attend has none, and its products grow with the context. The MLP has two thirds of a block's "
+         "parameters; its GELU takes time, too.")
 
 
 # %% A training in numbers
@@ -210,8 +211,8 @@ def show_losses(rows, config, limits=None):
     curves = {"t": [(step, loss) for step, loss, _ in rows], "v": [(step, loss) for step, _, loss in rows]}
     print(picture(curves, config.max_steps, limits=limits))
     best = min(rows, key=lambda row: row[2])
-    print(f"\nt: training loss, v: validation loss, *: both. The validation loss is lowest at step {best[0]:,}\n"
-          f"({best[2]:.2f}), and ends at {rows[-1][2]:.2f}; the training loss ends at {rows[-1][1]:.2f}.")
+    tell(f"t: training loss, v: validation loss, *: both. The validation loss is lowest at step {best[0]:,} "
+         f"({best[2]:.2f}), and ends at {rows[-1][2]:.2f}; the training loss ends at {rows[-1][1]:.2f}.")
     return best[2]
 
 
@@ -231,11 +232,11 @@ def show_training(train_data, val_data, vocab_size):
     for rows, one in zip(runs, configs):
         heading(f"Too little text, {len(few):,} tokens, dropout {one.dropout}")
         found.append(show_losses(rows, one, limits=(min(losses), max(losses))))
-    print("\nOn so few tokens, the model learns its text by heart: the training loss keeps falling,\n"
-          f"while the validation loss rises (knowing nothing costs ln({vocab_size}) = {math.log(vocab_size):.2f}). "
-          f"With\ndropout, it hardly rises, but its lowest is {found[1]:.2f}, and without {found[0]:.2f}: stopping in\n"
-          "time is as good. (With dropout, the training loss is measured with dropout on.) What\n"
-          f"helps is more text: {much:.2f} above.")
+    tell("On so few tokens, the model learns its text by heart: the training loss keeps falling, while the "
+         f"validation loss rises (knowing nothing costs ln({vocab_size}) = {math.log(vocab_size):.2f}). With "
+         f"dropout, it hardly rises, but its lowest is {found[1]:.2f}, and without {found[0]:.2f}: stopping in "
+         "time is as good. (With dropout, the training loss is measured with dropout on.) What helps is more "
+         f"text: {much:.2f} above.")
 
 
 def command(arguments):

@@ -1,5 +1,6 @@
 """ablation.py: its rows say what they change, and are built so."""
 
+import functools
 import math
 import re
 from pydoc_data.topics import topics
@@ -100,6 +101,7 @@ def test_a_mistake_is_one_line(in_tmp, arguments, words):
 
 def test_three_ways_to_cut_a_text(in_tmp, monkeypatch):
     text = "".join(topics.values())[:30_000]
+    monkeypatch.setattr(ablation, "Options", functools.partial(gpt.Options, n_layer=1, n_head=2, n_embd=16))
     (in_tmp / "cats.txt").write_text(text, encoding="utf-8")
     code, output, error = main("--cuts", 1, "--text", "cats.txt", program=ablation.main)
     assert (code, error) == (0, "") and max(map(len, output.splitlines())) < 81

@@ -83,6 +83,7 @@ def code(in_tmp, monkeypatch):
     monkeypatch.setattr(demos, "FUNCTION_TOKENS", 30)
     monkeypatch.setattr(demos, "PYTHON_FILES", "json/*.py")
     monkeypatch.setattr(demos, "LEAST", 1000)
+    monkeypatch.setattr(demos, "ATTEMPTS", 3)
     monkeypatch.setattr(demos, "STEPS_FOR_FOLDER", 150)
     for path in ".venv/a.py", "env/site-packages/b.py", "c.txt", "package/__init__.py":
         (in_tmp / path).parent.mkdir(parents=True, exist_ok=True)
