@@ -60,7 +60,8 @@ def walk(model, idx):
     after = model.ln_f(x)                                                   # (B, T, C)
     norms.append(("ln_f", *mean_and_deviation(x), *mean_and_deviation(after)))
     logits = model.lm_head(after)                                           # (B, T, V)
-    stages += [("ln_f", f"{tuple(after.shape)}", size(after), ""), ("lm_head: logits", f"{tuple(logits.shape)}", size(logits), "")]
+    stages += [("ln_f", f"{tuple(after.shape)}", size(after), ""),
+               ("lm_head: logits", f"{tuple(logits.shape)}", size(logits), "")]
     return stages, norms, gelus
 
 
