@@ -1118,9 +1118,9 @@ def build_gpt(config):
 #     a a a b d a a a b a c  ->  aa a b d aa a b a c  ->  aaa b d aaa b a c  ->  aaab d aaab a c
 #
 # The text is cut into words first, each with the space before it, so no token reaches across words.
-# After 45 seconds of training on Shakespeare, a GPT needs 2.72 bits for each character if tokens are
-# characters, 2.43 with 1,024 subwords, and 2.69 with the 4,096 most frequent words, which lack 9% of
-# those in the held-out text (tests/ablation.py --cuts 45).
+# After 45 seconds of training on Shakespeare, a GPT needs 2.72 bits for each character if tokens
+# are characters, 2.43 with 1,024 subwords, and 2.69 with the 4,096 most frequent words, which lack
+# 9% of those in the held-out text (tests/ablation.py --cuts 45).
 
 @functools.cache
 def split_pattern():
