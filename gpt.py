@@ -304,7 +304,7 @@ def attention(q, k, v):
     """softmax(q @ k^T / sqrt(hs)) @ v, causally masked: q, k, v (..., T, hs) -> (..., T, hs)."""
     # The dots stand for any dimensions in front, such as B. -2 and -1 are the last two dimensions.
     scores = q @ k.transpose(-2, -1) / math.sqrt(q.shape[-1])       # (..., T, T), a row per query
-    later = torch.ones_like(scores, dtype=torch.bool).triu(1)       # True above the diagonal: later
+    later = torch.ones_like(scores, dtype=torch.bool).triu(1)       # triu: True above the diagonal
     weights = scores.masked_fill(later, -math.inf).softmax(-1)      # each row sums to 1
     return weights @ v                                  # (..., T, T) @ (..., T, hs) -> (..., T, hs)
 
@@ -610,8 +610,8 @@ def evaluate(model, data):
 
 
 # `train` is a generator: it works while you loop over it, and you can print, or do something else,
-# after each evaluation. The training loss is a mean over the steps since the previous
-# evaluation, when the model still knew less. So it can be higher than the validation loss.
+# after each evaluation. The training loss is a mean over the steps since the previous evaluation,
+# when the model still knew less. So it can be higher than the validation loss.
 def train(model, train_data, val_data, config):
     """Train the model. After each evaluation, yield (step, train_loss, val_loss)."""
     optimizer, losses = build_optimizer(model, config), []
@@ -1026,12 +1026,11 @@ POSITIONS = {"learned": GPT, "sinusoidal": SinusoidalGPT, "rotary": RotaryGPT}
 
 
 # %% Appendix: A head start
-# With --head_start, the loss on Shakespeare is 1.59 after 3,000 steps, in place of 1.63, and 1.86
-# after 420. Two findings are given to the model from the start. Channels of their
-# own: tokens write to the last quarter of the residual stream, and lm_head reads the other three.
-# So tokens do not blur the positions, and lm_head can begin at full size. Looking back: the heads
-# of the first block look 1 to n_head tokens back, by the clocks above: keys show their hands, and
-# queries turn them back.
+# With --head_start, the loss on Shakespeare is 1.59 after 3,000 steps, in place of 1.63. Two
+# findings are given to the model from the start. Channels of their own: tokens write to the last
+# quarter of the residual stream, and lm_head reads the other three. So tokens do not blur the
+# positions, and lm_head can begin at full size. Looking back: the heads of the first block look 1
+# to n_head tokens back, by the clocks above: keys show their hands, and queries turn them back.
 
 @torch.no_grad()
 def head_start(model):

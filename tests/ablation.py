@@ -19,7 +19,6 @@ way from the lowest loss to the highest) may be chance.
 """
 
 import math
-import statistics
 import sys
 import time
 from collections import Counter
@@ -27,7 +26,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Callable
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
+sys.path[:0] = str(Path(__file__).parent), str(Path(__file__).parent.parent)
+import benchmark
 from gpt import (MLP, BigramLanguageModel, Block, BPETokenizer, CausalSelfAttention, CharTokenizer, Options, Parser,
                  build_gpt, build_optimizer, check, check_range, complete, default_prompt, encode_text, evaluate,
                  load_text, run_cleanly, show_progress, split_pattern, train_bpe, train_val_split, training_step)
@@ -153,7 +153,8 @@ class Row:
 
 
 COUNTING = dict(block_size=1, batch_size=2048, learning_rate=0.2, weight_decay=0.0)
-# gpt.py's learning rate is 4e-3; three plain blocks hardly learn with that, so the first rows have half of it.
+# gpt.py's learning rate is 4e-3. The first rows have half of it, as blocks without residuals learn with small steps, if
+# at all.
 ROWS = {
     "uniform": Row("all characters are equally likely", None, {"max_steps": 0}, kind=Frequencies),
     "frequencies": Row("how often does each occur, whatever came before?", "uniform", COUNTING, kind=Frequencies),
@@ -241,12 +242,10 @@ def cuts(text, seconds, sentence="The cat's whiskers were unbelievably long."):
         unknown = tokenizer.unknown(val_text) if name == "words" else []
         config = Options(vocab_size=tokenizer.vocab_size)
         model = build_gpt(config)
-        optimizer, times = build_optimizer(model, config), []
-        for step in range(60):                              # how long does a step take?
-            began = time.perf_counter()
-            training_step(model, optimizer, train_data, step, config)
-            times.append(time.perf_counter() - began)
-        steps = max(20, round(seconds / statistics.median(times)))
+        of_a_step = benchmark.seconds("step(model, optimizer, data, 0, config)", seconds / 20, step=training_step,
+                                      model=model, optimizer=build_optimizer(model, config), data=train_data,
+                                      config=config)
+        steps = max(20, round(seconds / of_a_step))
         show_progress(f"{name}: {steps} steps")
         _, loss = learn(ROWS["full model"], train_data, val_data, replace(config, max_steps=steps))
         show_progress()

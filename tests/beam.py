@@ -9,12 +9,11 @@ computes with 32 bits all the same, so it is slower, not faster.
 """
 
 import copy
-import statistics
 import sys
-import time
 from pathlib import Path
 
 sys.path[:0] = str(Path(__file__).parent), str(Path(__file__).parent.parent)
+import benchmark
 import by_hand
 import gpt  # before torch: it silences torch's warning that NumPy is missing
 import torch
@@ -49,12 +48,9 @@ def show_sizes(model, val_data):
     idx = val_data[None, :1].long()                                                 # (1, 1)
     for name, one in ("32 bits", model), ("8 bits", small):
         size = sum(part.numel() * part.element_size() for part in one.state_dict().values()) / 1e6
-        seconds = []
-        for _ in range(3):
-            began = time.perf_counter()
-            gpt.generate_cached(one, idx, 200, temperature=0)
-            seconds.append(time.perf_counter() - began)
-        print(f"{name:<14}{size:>10.2f}{gpt.evaluate(one, val_data):>8.4f}{200 / statistics.median(seconds):>10.0f}")
+        seconds = benchmark.seconds("write(model, idx, 200, temperature=0)", 1, write=gpt.generate_cached, model=one,
+                                    idx=idx)
+        print(f"{name:<14}{size:>10.2f}{gpt.evaluate(one, val_data):>8.4f}{200 / seconds:>10.0f}")
 
 
 def command(arguments):

@@ -13,12 +13,12 @@ typical size of the numbers in a tensor.
 import math
 import sys
 import textwrap
-import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 sys.path[:0] = str(Path(__file__).parent), str(Path(__file__).parent.parent)
+import benchmark
 from ablation import PlainBlock
 from attention_toy import heading
 from gpt import (GPT, Block, CharTokenizer, Config, Parser, check, encode_text, get_batch, learning_rate_at, load_text,
@@ -116,14 +116,10 @@ def costs(model, idx):
              "attn: proj": (block.attn.proj, x, C * C), "mlp": (block.mlp, x, 8 * C * C),
              "lm_head": (model.lm_head, x, C * model.config.vocab_size)}
     for name, (part, argument, multiplications) in parts.items():
-        seconds = []
-        for _ in range(20):
-            began = time.perf_counter()
-            part(argument)
-            seconds.append(time.perf_counter() - began)
+        seconds = benchmark.seconds("part(x)", 0.1, part=part, x=argument)
         owner = {"embed": nn.ModuleList([model.token_embedding, model.position_embedding])}.get(name, part)
         count = sum(p.numel() for p in owner.parameters()) if isinstance(owner, nn.Module) else 0
-        yield name, count, multiplications, 1000 * sorted(seconds)[10]
+        yield name, count, multiplications, 1000 * seconds
 
 
 def show_block(train_data, val_data, vocab_size):

@@ -319,17 +319,15 @@ exercise(
     ("the diagonal is masked, too: triu(1) begins above it", "_a.triu(1)", "_a.triu(0)"),
     ("softmax must run along each row: dim=-1", "F.softmax(_a, dim=-1)", "F.softmax(_a, dim=0)"))
 
-ATTENTION = """
+exercise(
+    "gpt", "attention", """Scores, mask, softmax, mean, as the comment above says. Mind the dimensions
+    in front: only the last two of k are exchanged, and the scores are as many as there are pairs of
+    tokens.""", """
     q = k = torch.tensor([[2.0, 0.0], [0.0, 2.0], [0.0, 2.0]])
     attention(q, k, torch.eye(3))
     attention(*torch.randn(3, 4, 4))
     attention(*torch.randn(3, 2, 2, 5, 3))
-    """
-
-exercise(
-    "gpt", "attention", """Scores, mask, softmax, mean, as the comment above says. Mind the dimensions
-    in front: only the last two of k are exchanged, and the scores are as many as there are pairs of
-    tokens.""", ATTENTION,
+    """,
     ("the mask is missing: a token sees what comes after it", "_a.masked_fill(_b, _c)", "_a"),
     ("the scale is missing: divide the scores by sqrt(hs)", "_a / math.sqrt(_b)", "_a"),
     ("the diagonal is masked, too: a token sees itself; triu(1) begins above it", "_a.triu(1)", "_a.triu(0)"),
