@@ -43,7 +43,7 @@ import ablation
 import attention_toy
 from gpt import (DATA, GPT, BPETokenizer, CharTokenizer, LongRun, Options, Parser, build_gpt, check, check_options,
                  choose_device, complete, encode_text, evaluate, generate, generate_cached, get_batch, load_checkpoint,
-                 run, run_cleanly, show_progress, train_bpe, train_val_split)
+                 run, run_cleanly, show_progress, train_bpe, train_val_split, write_whole)
 import torch
 
 # %% The checks
@@ -390,7 +390,9 @@ def command(arguments):
     config = demo.config if options.steps is None else replace(demo.config, max_steps=options.steps)
     text, config = demo.text(), check_options(config)
     tokenizer = demo.tokenizer(text, config)
-    with LongRun(name, text, tokenizer, device=choose_device()) as long_run:
+    text_path = DATA.resolve() / f"{name}-text.txt"         # for `python gpt.py --resume`, and for page.py
+    with LongRun(name, text, tokenizer, device=choose_device(), text_path=text_path) as long_run:
+        write_whole(text_path, lambda file: file.write(text.encode()))
         bigram, _, _ = run(name, text, config, tokenizer, build_gpt, until_it_rises(long_run))
         model, _ = load_checkpoint(DATA / f"{name}.pt")     # its best parameters; run returns the last
     return 0 if show_check(demo.check(model, bigram, tokenizer, text)) else 1

@@ -5,10 +5,10 @@
     python tests/page.py RUN --text FILE    if its text has moved (without it, the page has less)
     python tests/page.py --story            data/story.html, the story of gpt.py as a page
 
-It writes data/RUN.html, which needs no network and no server: send it to a friend. page.html, beside this file, is a
-GPT in JavaScript that shows what it computes. Here it is filled with the parameters of the run, in 16 bits, and with
-the logits that PyTorch computes for three texts, so that the page can check itself. A page takes a model of characters
-with up to 12 million parameters.
+It writes data/RUN.html, which needs no network and no server: send it to a friend. (Its links to the chapters lead to
+data/story.html, which it writes, too.) page.html, beside this file, is a GPT in JavaScript that shows what it computes.
+Here it is filled with the parameters of the run, in 16 bits, and with the logits that PyTorch computes for three texts,
+so that the page can check itself. A page takes a model with up to 12 million parameters.
 """
 
 import base64
@@ -23,6 +23,7 @@ import story
 import torch
 
 TEMPLATE = Path(__file__).with_name("page.html")
+STORY = gpt.DATA / "story.html"
 LARGEST = 12_000_000                                            # parameters, which make a page of 32 MB
 
 
@@ -47,6 +48,14 @@ def trained_bigram(saved, train_data, val_data):
     return {"table": as_base64(model.table.weight.half()), "loss": val_loss}
 
 
+def packed_tokenizer(tokenizer):
+    """The vocabulary, in the order of ids, and the merges: None for characters. Bytes become characters up to U+00FF."""
+    if isinstance(tokenizer, gpt.CharTokenizer):
+        return {"vocabulary": list(tokenizer.vocabulary), "merges": None}
+    return {"vocabulary": [tokenizer.pieces[i].decode("latin-1") for i in range(tokenizer.vocab_size)],
+            "merges": [[part.decode("latin-1") for part in pair] for pair in tokenizer.vocabulary]}
+
+
 def page_data(saved, text, text_name):
     """All that a page has to know of a run, as JSON without "<", which might end a script: bytes.
 
@@ -62,7 +71,7 @@ def page_data(saved, text, text_name):
     idx = val_data.unfold(0, T, 1)[[0, (len(val_data) - T) // 2, -1]].long()        # (N,) -> (N-T+1, T) -> (3, T)
     logits, _ = saved.best(idx)                                                     # (3, T) -> (3, T, V)
     return json.dumps({
-        "name": saved.path.stem, "config": asdict(saved.options), "vocabulary": list(saved.tokenizer.vocabulary),
+        "name": saved.path.stem, "config": asdict(saved.options), **packed_tokenizer(saved.tokenizer),
         "parameter_count": parameter_count(saved.best),
         "bigram": None if text is None else trained_bigram(saved, train_data, val_data),
         "parameters": {name: as_base64(p.half()) for name, p in saved.best.state_dict().items()},
@@ -80,12 +89,13 @@ def command(arguments):
     given = parser.parse_args(arguments)
     if given.story:
         gpt.check(given.run is None and given.text is None, "--story goes without a run and --text")
-        story.write_story(gpt.DATA / "story.html")
-        return print("data/story.html: open it in a browser")
+        story.write_story(STORY)
+        return print(f"{STORY}: open it in a browser")
     path = gpt.find_run(given.run)
     gpt.check(not path.is_dir(), f"{path} is a GPT-2; a page shows a run of gpt.py")
     saved, template, page = gpt.read_checkpoint(path), TEMPLATE.read_bytes(), gpt.DATA / f"{path.stem}.html"
-    gpt.check(isinstance(saved.tokenizer, gpt.CharTokenizer), f"{path} has subwords; a page shows characters")
+    if page == STORY:
+        page = page.with_name("story-run.html")         # of a run that is called story
     gpt.check(parameter_count(saved.best) <= LARGEST, f"{path} has more than {LARGEST // 10**6} million parameters")
     gpt.check(saved.progress is not None, f"{path} holds a model alone; a page shows a run")
     gpt.check(saved.progress.history, f"{path} is not evaluated yet; train it further with --resume")
@@ -100,6 +110,7 @@ def command(arguments):
               f"{page} is another file, which would be lost; rename it, or the run")
     content = template.replace(b'"RUN"', page_data(saved, text, text_name), 1)
     gpt.write_whole(page, lambda file: file.write(content))
+    story.write_story(STORY)
     print(f"{page}, {len(content) / 1e6:.1f} MB: open it in a browser")
 
 

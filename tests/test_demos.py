@@ -25,6 +25,7 @@ def test_a_demo_holds_and_can_be_sampled_from(in_tmp, name, steps):
         assert "4,000 of 4,000 characters are right, 100%" in " ".join(findings.split())
         model, _ = gpt.load_checkpoint("data/count.pt")
         assert f"{sum(p.numel() for p in model.parameters()):,} parameters" in demos.__doc__
+        assert gpt.load_text_of(gpt.read_checkpoint("data/count.pt")) == ("count-text", demos.DEMOS["count"].text())
         assert main("sample", "count", "--prompt", "3 ", "--tokens", 6, "--temperature", 0)[1] == "3 4 5 6 \n"
 
 

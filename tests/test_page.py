@@ -3,13 +3,16 @@
 import base64
 import html
 import json
+import random
 import re
 import shutil
 import struct
 import subprocess
+from unicodedata import category
 
 import page
 import pytest
+import story
 import torch
 from conftest import ROOT, TEXT, main, read_csv, save_model
 
@@ -39,6 +42,13 @@ def refused(*arguments):
     return error
 
 
+def load(name):
+    """The model of a run, with the numbers of 16 bits that a page has."""
+    model, _ = gpt.load_checkpoint(gpt.DATA / f"{name}.pt")
+    model.load_state_dict({name: p.half().float() for name, p in model.state_dict().items()})
+    return model
+
+
 def page_of(name, **options):
     """Keep a model, and write its page -> model, tokenizer, path."""
     model, tokenizer = save_model(name, **options)
@@ -64,9 +74,9 @@ def numbers_in(packed, kind, *shape):
 def test_the_page_holds_the_model():
     model, tokenizer, path = page_of("page")                            # which is no worse a name than others
     data = data_in(path)
-    assert data.keys() == {"name", "config", "vocabulary", "parameter_count", "bigram", "parameters", "step", "history",
-                           "text", "held_out", "texts"}
-    assert data["name"] == "page" and data["vocabulary"] == list(tokenizer.vocabulary)
+    assert data.keys() == {"name", "config", "vocabulary", "merges", "parameter_count", "bigram", "parameters", "step",
+                           "history", "text", "held_out", "texts"}
+    assert data["name"] == "page" and data["vocabulary"] == list(tokenizer.vocabulary) and data["merges"] is None
     assert gpt.Options(**data["config"]) == model.config and data["history"][0]["val_loss"] == 2.25
     assert data["parameters"].keys() == model.state_dict().keys()
     for name, p in model.state_dict().items():
@@ -87,7 +97,7 @@ def test_it_takes_the_latest_run_finds_its_text_and_has_the_bigram_that_the_run_
     for _ in range(2):                                                  # it writes over its own page
         code, out, error = make_page()
         assert (code, error) == (0, "") and re.fullmatch(r"data/cats\.html, 0\.\d MB: open it in a browser\n", out)
-    assert [path.name for path in gpt.DATA.glob("*.html*")] == ["cats.html"]
+    assert sorted(path.name for path in gpt.DATA.glob("*.html*")) == ["cats.html", "story.html"]
     data = data_in(gpt.DATA / "cats.html")
     V = len(data["vocabulary"])
     assert data["step"] == 20 and data["history"] == [
@@ -119,7 +129,10 @@ def test_a_table_of_more_than_12_million_numbers_is_left_out(in_tmp):
 def test_the_template_fetches_nothing_and_takes_text_for_text():
     assert not re.search(r"https?:|www\.|//\w+\.|url\(|@import|\bsrc\b|\bimport\(|fetch\(|XMLHttp|WebSocket|Beacon",
                          TEMPLATE)
-    assert re.findall(r'href="([^"]*)"', TEMPLATE) == ["data:,"]
+    icon, *links = re.findall(r'href="([^"]*)"', TEMPLATE)
+    story_ids = re.findall(r'<h2 id="([^"]*)"', story.story_html((ROOT / "gpt.py").read_text(encoding="utf-8")))
+    assert icon == "data:," and len(links) > 5
+    assert {link.partition("#")[::2] for link in links} <= {("story.html", id) for id in ["", *story_ids]}
     assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|Function\(|\bon\w+=", TEMPLATE)
 
 
@@ -149,9 +162,8 @@ def test_a_hostile_text_and_name_are_inert(in_tmp):
 
 
 @pytest.mark.parametrize("changes, says", [
-    (dict(evaluated=False), "not evaluated yet"), (dict(text=TEXT + "more"), "changed"),
-    (dict(tokenizer=gpt.BPETokenizer([(b"a", b"t")])), "subwords")],
-    ids=["not evaluated", "another text", "subwords"])
+    (dict(evaluated=False), "not evaluated yet"), (dict(text=TEXT + "more"), "changed")],
+    ids=["not evaluated", "another text"])
 def test_what_a_page_cannot_show_is_refused(changes, says):
     save_model("small", **changes)
     assert says in refused("small", "--text", "cats.txt")
@@ -179,6 +191,13 @@ def test_a_model_alone_and_a_parameter_that_is_too_large_are_refused():
 def test_what_is_no_run_is_refused(run, says):
     save_model("small")
     assert says in refused(run)
+
+
+def test_a_run_called_story_does_not_replace_the_page_of_the_story():
+    save_model("story")
+    code, out, _ = make_page("story", "--text", "cats.txt")
+    assert code == 0 and out.startswith("data/story-run.html")
+    assert "<title>gpt.py" in (gpt.DATA / "story.html").read_text(encoding="utf-8")
 
 
 def test_no_other_file_is_written_over():
@@ -223,13 +242,35 @@ def in_browser(trained):
 
 
 @with_browser
-def test_without_its_text_it_opens_in_a_browser_and_checks_itself(in_browser):
-    saved = gpt.read_checkpoint(gpt.DATA / "cats.pt")
-    content = page.TEMPLATE.read_bytes().replace(b'"RUN"', page.page_data(saved, None, None), 1)
-    (gpt.DATA / "cats.html").write_bytes(content)
-    shown, _ = in_browser()
+def test_subwords_without_their_text(in_browser):
+    """A page of subwords opens, checks itself, and speaks of tokens. Tab takes what the model would write; after Esc, it
+    moves on. (One visit.)"""
+    model, tokenizer = save_model("pieces", tokenizer=gpt.BPETokenizer(gpt.train_bpe(TEXT, 280)))
+    assert make_page("pieces")[0] == 0
+    path = gpt.DATA / "pieces.html"
+    path.write_text(path.read_text(encoding="utf-8").replace('"step": 0', '"step": 20'), encoding="utf-8")
+    shown, (typed, ghost, told, taken, moved_on, passed, first) = in_browser("""
+        const box = $("prompt"), press = key => !box.dispatchEvent(new KeyboardEvent("keydown", {key, cancelable: true}));
+        box.value = "The cat";
+        box.dispatchEvent(new Event("input"));
+        await pause(2000);
+        const ghost = $("ghost").textContent, told = $("suggested").textContent, taken = [press("Tab"), box.value];
+        await pause(2000);
+        press("Escape");
+        return ["The cat", ghost, told, taken, [press("Tab"), box.value], $("ghost").textContent === box.value + "\u200b",
+                [...$("reading").children].slice(0, 9).map(span => span.textContent)];""", path)
     assert re.search('id="check" data-difference="0.0[01][^"]*" class="good"', shown)
     assert "it has written itself" in re.search('<p id="trained">(.*?)</p>', shown)[1]
+    words = re.sub(r"<(script|style).*?</\1>|<!--.*?-->|<[^>]*>", "", shown, flags=re.DOTALL)
+    assert "Each row is one token" in words and "haracter" not in words
+    assert "aria-label=\"The text. Arrow keys move from token to token" in shown
+    assert taken == [True, typed + ghost.removeprefix(typed).removesuffix("\u200b")] and len(taken[1]) > len(typed)
+    assert told == "In grey: " + taken[1].removeprefix(typed)
+    written = gpt.generate_cached(load("pieces"), torch.tensor([tokenizer.encode("\n" + typed)]), 24,
+                                   temperature=0)[0]
+    assert tokenizer.decode(written.tolist()).startswith("\n" + taken[1])
+    assert moved_on == [False, taken[1]] and passed
+    assert len(first) == 9 and "".join(first).count(" ") == 0
 
 
 @with_browser
@@ -272,11 +313,14 @@ HARNESS = """
 const page = require("fs").readFileSync(process.argv[1], "utf8");
 const script = id => page.split(new RegExp(`<script[^>]*id="${id}">`))[1].split("</script>")[0];
 const run = JSON.parse(script("run"));
-const code = script("model") + script("way") + "\\nconst gpt = loadModel(run.config, run.parameters);"
+const code = script("unpack") + script("model") + script("way") + "\\nconst gpt = loadModel(run.config, run.parameters);"
     + "\\nreturn " + process.argv[2];
 const numbers = (key, value) => ArrayBuffer.isView(value) ? Array.from(value) : value;
-console.log(JSON.stringify(new Function("run", code)(run), numbers));
+console.log(JSON.stringify(new Function("run", "require", code)(run, require), numbers));
 """
+
+
+SUBWORDS = gpt.BPETokenizer([(b"a", b"t"), (b" ", b"c"), (b" c", b"at")])
 
 
 def in_page(path, expression):
@@ -302,7 +346,8 @@ def weights_of_all_heads(model, idx):
 @with_node
 @pytest.mark.parametrize("changes", [
     dict(), dict(position="sinusoidal"), dict(position="rotary"), dict(position="rotary", n_head=8),
-    dict(block_size=1, n_layer=1)], ids=str)
+    dict(block_size=1, n_layer=1), dict(tokenizer=SUBWORDS), dict(tokenizer=SUBWORDS, position="sinusoidal"),
+    dict(tokenizer=SUBWORDS, position="rotary")], ids=lambda changes: str({**changes, "tokenizer": "tokenizer" in changes}))
 def test_the_page_computes_what_pytorch_computes(changes):
     model, tokenizer, path = page_of("small", **changes)
     logits, checked, cached, parts, weights, greedy = in_page(path, """(() => {
@@ -328,9 +373,33 @@ def test_the_page_computes_what_pytorch_computes(changes):
         for t in range(T):
             rows = torch.tensor(theirs[t * model.config.n_head:(t + 1) * model.config.n_head], dtype=torch.float32)
             torch.testing.assert_close(rows, layer[0, :, t, :t + 1], atol=1e-2, rtol=0)
-    model.load_state_dict({name: p.half().float() for name, p in model.state_dict().items()})
-    written = gpt.generate_cached(model, torch.tensor([ids[:1]]), 30, temperature=0)[0, 1:]
+    written = gpt.generate_cached(load("small"), torch.tensor([ids[:1]]), 30, temperature=0)[0, 1:]
     assert greedy == written.tolist()                                   # past the context, thrice
+
+
+@with_node
+def test_the_page_cuts_texts_into_subwords_as_python_does():
+    text = TEXT + "It's 42 ￥, we'll   see:\n\n\tdef f(x):\n        return 'naïve' 😀😀\n" * 20
+    tokenizer = gpt.BPETokenizer(gpt.train_bpe(text, 320))
+    save_model("pieces", tokenizer=tokenizer)
+    assert make_page("pieces", "--text", "cats.txt")[0] == 0
+    choose = random.Random(0)
+    signs = [chr(i) for i in (*range(0x3000), 0xfeff, *range(0x1f600, 0x1f640)) if category(chr(i)) != "Cn"]
+    signs += 200 * list("  \n\t'tsrevlmd aeiou09.,") + 5 * ["\x1c", "\x85", "\u2028", "\ud800", "\udc00"]
+    texts = ["".join(choose.choices(signs, k=choose.randrange(30))) for _ in range(3000)]
+    ids = [choose.choices(range(tokenizer.vocab_size), k=choose.randrange(12)) for _ in range(3000)]
+    with open("asked.json", "w") as file:
+        json.dump([texts, ids], file)
+    encoded, decoded, pieces = in_page(gpt.DATA / "pieces.html", """(() => {
+        const [texts, ids] = JSON.parse(require("fs").readFileSync("asked.json", "utf8")), tokenizer = makeTokenizer(run);
+        return [texts.map(tokenizer.encode), ids.map(tokenizer.decode), tokenizer.pieces];
+    })()""")
+    whole = [text for text in texts if not re.search("\ud800\udc00", text)]     # to JavaScript, those are one character
+    assert len(whole) > 2900 and sum(map(len, encoded)) > 10_000
+    for text, tokens in zip(texts, encoded, strict=True):
+        assert text not in whole or tokens == tokenizer.encode(text), ascii(text)
+    assert decoded == [tokenizer.decode(row) for row in ids]
+    assert pieces[ord("a")] == "a" and pieces[0xe2] == r"\xe2" and " sat" in pieces
 
 
 @with_node
