@@ -15,6 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 SHAPE = re.compile(r"#[^#]*(\([A-Z0-9(][^)]*\)|->)[^#]*$")        # a comment that tells a shape
+GAP = r'<span class="gap">\1</span>'                               # between a line and its comment
 HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>gpt.py: how a GPT works</title>
@@ -34,13 +35,18 @@ nav ol { columns: 16rem; padding: 0; list-style: none; } section { border-top: 1
 .k { color: var(--keyword); } .s { color: var(--string); } .n { color: var(--number); } .c { color: var(--quiet); }
 .shape { color: var(--link); font-style: italic; } .session { display: flow-root; border-left: 3px solid var(--line);
   padding-left: .7rem; } .session b { font-weight: 600; } .session pre { white-space: pre-wrap; }
+h1 { font-size: 1.7rem; line-height: 1.25; }
 .session button { float: right; margin-left: .5rem;
   font: .8rem sans-serif; padding: .25rem .6rem; color: inherit; background: var(--soft);
   border: 1px solid var(--line); }
+.session .gap { font-size: 0; } .session .gap::after { content: "  "; font-size: .8rem; }
+@media (max-width: 50rem) {                     /* comments at the ends of lines move up to them */
+  .gap { font-size: 0; } .gap::after { content: "  "; font-size: .8rem; } }
 @media (min-width: 75rem) {
-  .part { display: grid; grid-template-columns: minmax(0, 33rem) minmax(0, 1fr); gap: 0 2rem; }
-  .code { position: sticky; top: .5rem; } .code:first-child { grid-column: 2; } }
-@media print { .session button, nav { display: none; } .code { position: static; border: 1px solid; } }
+  .part { display: grid; grid-template-columns: minmax(0, 28rem) minmax(0, 1fr); gap: 0 1.6rem; }
+  .code pre { font-size: .75rem; }
+  .part .code { position: sticky; top: .5rem; } .part .code:first-child { grid-column: 2; } }
+@media print { .session button, nav { display: none; } .part .code { position: static; border: 1px solid; } }
 </style></head><body>
 """
 FOOT = """<script>
@@ -85,7 +91,7 @@ def code_html(code, defined):
             text = f'<span class="{"s" if kind == tokenize.STRING else "n"}">{text}</span>'
         result.append(text)
         at, previous = token.end, token.string
-    return "".join(result).rstrip() + "\n"
+    return re.sub(r"(?<=\S)( {2,})(?=<span class=.(?:c|shape))", GAP, "".join(result).rstrip()) + "\n"
 
 
 def prose_html(lines):
@@ -94,8 +100,9 @@ def prose_html(lines):
         pieces = re.split(r"(?m)^(?=>>> )", block, maxsplit=1)          # a session may follow a line of prose
         for piece in filter(str.strip, pieces):
             if piece.startswith(">>> "):
-                shown = "\n".join(f"<b>{escape(line)}</b>" if line.startswith((">>> ", "... ")) else escape(line)
-                                  for line in piece.rstrip().split("\n"))
+                lines = (re.sub(r"(?<=\S)( {2,})(?=# )", GAP, escape(line)) for line in piece.rstrip().split("\n"))
+                shown = "\n".join(f"<b>{line}</b>" if line.startswith(("&gt;&gt;&gt; ", "... ")) else line
+                                  for line in lines)
                 yield f'<div class="session"><button type="button">copy</button><pre>{shown}</pre></div>'
             elif piece.lstrip("\n").startswith("    "):
                 yield f"<pre>{escape(piece.rstrip())}</pre>"
@@ -131,7 +138,8 @@ def story_html(source):
     def link(title):
         return f"chapter-{title.partition('.')[0]}"
 
-    result = [HEAD, '<div class="prose">', *prose_html(docstring.split("\n")), "</div>", "<nav><ol>",
+    title, _, told = docstring.partition("\n")
+    result = [HEAD, f'<div class="prose"><h1>{escape(title)}</h1>', *prose_html(told.split("\n")), "</div>", "<nav><ol>",
               *(f'<li><a href="#{link(title)}">{escape(title)}</a></li>' for title in titles), "</ol></nav>",
               code(head.partition(docstring + '"""')[2].strip("\n"))]
     for title, chapter in zip(titles, chapters):
