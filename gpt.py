@@ -1302,7 +1302,8 @@ def load_gpt2(folder):
 # LongRun can be called like `train`, and adds what a long run needs. It saves at each evaluation
 # and once a minute, so that a stop at any moment (Ctrl-C, kill -9, a dead battery) costs little. It
 # goes on from what was saved, to the same numbers as without the stop. It can use a GPU, 16 bits
-# and torch.compile. What has the name of a new run is renamed, and never lost:
+# and torch.compile. On a CPU, it tries how many threads are fastest at the moment. What has the
+# name of a new run is renamed, and never lost:
 #
 #     with LongRun("mine", text, tokenizer) as long_run:
 #         run("mine", text, config, tokenizer, train_gpt=long_run)
@@ -1421,7 +1422,7 @@ def read_checkpoint(path):
             saved.model = restore_gpt(saved.options, saved.parameters, saved.tied)
             saved.best = saved.model
             if saved.progress is not None:
-                saved.progress = SimpleNamespace(**saved.progress)
+                saved.progress = SimpleNamespace(**{"threads": None, **saved.progress})
                 check_progress(saved.progress, saved.model)
                 if saved.progress.best is not None:
                     saved.best = restore_gpt(saved.options, saved.progress.best, saved.tied)
@@ -1440,6 +1441,8 @@ def check_progress(progress, model):
     check(all(type(x) in (int, float) and math.isfinite(x) for x in numbers), "an odd loss")
     evaluated = progress.history[-1]["step"] if progress.history else 0
     check(len(progress.losses) == progress.step - evaluated, "its losses are odd")
+    check(progress.threads is None or type(progress.threads) is int and progress.threads > 0,
+          "its threads are odd")
     check((progress.best is None) == (not progress.history), "its best parameters are odd")
     parameters = [p for group in build_optimizer(model, model.config).param_groups
                   for p in group["params"]]
@@ -1455,6 +1458,24 @@ def load_checkpoint(path):
     """(model, tokenizer) of a run: its best parameters, on the CPU. Raises UserError, OSError."""
     saved = read_checkpoint(path)
     return saved.best, saved.tokenizer
+
+
+def fastest_threads(step):
+    """The number of threads with which step() takes the least time; fewer must save a tenth of it.
+
+    PyTorch's threads wait for each other at each operation. While another program keeps a core
+    busy, one of them is always late, and a single thread may be several times as fast. If the user
+    has set OMP_NUM_THREADS, it holds.
+    """
+    from torch.utils.benchmark import Timer                         # takes 0.1 s
+    n = best = torch.get_num_threads()
+    times = {}
+    while n > 0 and "OMP_NUM_THREADS" not in os.environ:            # all, half of them, ..., 1
+        timer = Timer("step()", globals={"step": step}, num_threads=n)
+        times[n] = timer.blocked_autorange(min_run_time=0.3).median
+        best = n if times[n] < 0.9 * times[best] else best
+        n //= 2
+    return best
 
 
 class LongRun:
@@ -1473,10 +1494,11 @@ class LongRun:
         self.saved_step = saved and saved.progress.step         # None: nothing is saved yet
 
     def __enter__(self):
-        self.lock = hold_name(self.name)
+        self.lock, self.threads_before = hold_name(self.name), torch.get_num_threads()
         return self
 
     def __exit__(self, *error):
+        torch.set_num_threads(self.threads_before)
         self.lock.close()
 
     def __call__(self, model, train_data, val_data, config):
@@ -1496,6 +1518,7 @@ class LongRun:
                 f"learning rate of {rate:.1e}")
         trained.to(self.device)
         self.prepare(trained, options)
+        self.choose_threads(trained, train_data, options)
         optimizer = build_optimizer(trained, options)
         if self.saved is not None:
             state = self.saved.progress.optimizer
@@ -1538,6 +1561,20 @@ class LongRun:
         if self.compile:
             trained.compile()
 
+    def choose_threads(self, trained, train_data, options):
+        """Set the number of threads: what is fastest now, or after a stop, as many as before."""
+        there, before = torch.get_num_threads(), self.saved and self.saved.progress.threads
+        if there == 1 or "OMP_NUM_THREADS" in os.environ or self.device != "cpu" or self.compile:
+            return
+        if before is not None:
+            return torch.set_num_threads(min(before, there))
+        few = replace(options, batch_size=max(1, 768 // options.block_size))
+        x, y = get_batch(train_data, 0, few)
+        threads = fastest_threads(lambda: trained(x, y)[1].backward())
+        trained.zero_grad()
+        torch.set_num_threads(threads)
+        say(f"{self.name}: trains with {threads} of {there} threads, the fastest now")
+
     def training_step(self, trained, optimizer, train_data, options):
         """Make one step, and return its loss."""
         return training_step(trained, optimizer, train_data, self.step, options)
@@ -1559,7 +1596,8 @@ class LongRun:
         content = checkpoint_content(trained, self.tokenizer, {
             "step": self.step, "losses": self.losses, "history": self.history, "best": self.best,
             "optimizer": optimizer.state_dict()["state"],           # m and v of AdamW
-            "text_path": self.text_path, "text_sha256": self.text_sha256})
+            "text_path": self.text_path, "text_sha256": self.text_sha256,
+            "threads": torch.get_num_threads()})
         if self.saved_step is None:                     # a new run
             set_aside(self.name)
         write_whole(DATA / f"{self.name}.pt", lambda file: torch.save(content, file))
@@ -1594,6 +1632,7 @@ def show_progress(line=""):
 SIZES = {                           # for --size; tests/benchmark.py says what they cost
     "7M": dict(block_size=256, n_layer=4, n_head=6, n_embd=384, learning_rate=1.3e-3),
     "11M": dict(block_size=256, n_layer=6, n_head=6, n_embd=384, learning_rate=1.3e-3),
+    "25M": dict(block_size=256, n_layer=8, n_head=8, n_embd=512, learning_rate=1e-3),
     "86M": dict(block_size=1024, n_layer=12, n_head=12, n_embd=768, learning_rate=6e-4)}  # as GPT-2
 LARGEST_VOCABULARY = 4096           # the bigram model has the square of that, a minute of training
 
@@ -1619,6 +1658,8 @@ def run_command(arguments, long_run_class=LongRun):
     parser.add_argument("--name", help="what to call the run; else shakespeare, or as the text")
     parser.add_argument("--size", choices=SIZES, help="a larger model")
     parser.add_argument("--tokenizer", choices=("char", "bpe"), help="bpe: subwords (char)")
+    parser.add_argument("--epochs", type=float, metavar="N", help="in place of --max_steps: "
+                        "train on N times as many tokens as there are")
     parser.add_argument("--device", help="cuda, mps or cpu; else cuda if it is there")
     parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint")
     parser.add_argument("--compile", action="store_true", help="train with torch.compile")
@@ -1632,6 +1673,7 @@ def run_command(arguments, long_run_class=LongRun):
     given = parser.parse_args(arguments)
     options = {name: value for name, value in vars(given).items() if hasattr(Options, name)}
     options = {**SIZES.get(given.size, {}), **options}
+    check(given.epochs is None or "max_steps" not in options, "give --epochs or --max_steps")
     device, name, saved = choose_device(given.device), given.name, None
     if name is None and given.text is not None:
         name = given.text.stem
@@ -1640,7 +1682,10 @@ def run_command(arguments, long_run_class=LongRun):
         check(saved.progress is not None, f"{saved.path} holds a model alone; only runs can go on")
         text_name, text = load_text_of(saved, given.text)
         name = name or saved.path.stem
-        tokenizer, config = saved.tokenizer, resumed_options(saved, options)
+        tokenizer = saved.tokenizer
+        if given.epochs is not None:
+            options["max_steps"] = steps_of(given.epochs, text, tokenizer, saved.options)
+        config = resumed_options(saved, options)
         kind = "char" if isinstance(tokenizer, CharTokenizer) else "bpe"
         check(given.tokenizer in (None, kind), f"{saved.path} has --tokenizer {kind}")
     else:
@@ -1648,6 +1693,9 @@ def run_command(arguments, long_run_class=LongRun):
         name = name or text_name
         config = check_options(Options(**options))
         tokenizer = build_tokenizer(given.tokenizer, options, text)
+        if given.epochs is not None:
+            steps = steps_of(given.epochs, text, tokenizer, config)
+            config = check_options(replace(config, max_steps=steps))
     check(Path(name).name == name and name != ".." and len(os.fsencode(name)) <= 200,
           f"--name begins the names of files; {name!r} cannot")
     for part in train_val_split(text):                  # a few characters usually are enough
@@ -1655,6 +1703,8 @@ def run_command(arguments, long_run_class=LongRun):
                   for some in (part[:8 * config.block_size + 8], part)),
               f"the text is too short: each part needs more than block_size={config.block_size} "
               f"tokens, and the smaller one has {len(tokenizer.encode(part))}")
+    if given.epochs is not None:
+        say(f"{given.epochs:g} epochs are {config.max_steps:,} steps")
     text_path = saved and saved.progress.text_path
     if given.text is not None:
         text_path = given.text.expanduser().resolve()
@@ -1682,6 +1732,13 @@ def build_tokenizer(kind, options, text):
           f"the text has {tokenizer.vocab_size} different characters, more than "
           f"{LARGEST_VOCABULARY}; try --tokenizer bpe")
     return tokenizer
+
+
+def steps_of(epochs, text, tokenizer, config):
+    """How many steps read as many tokens as `epochs` passes over the training split."""
+    check(0 < epochs <= 1e6, f"--epochs must be above 0 and at most 1,000,000, not {epochs}")
+    tokens = len(tokenizer.encode(train_val_split(text)[0]))
+    return math.ceil(epochs * tokens / (config.batch_size * config.block_size))
 
 
 def resumed_options(saved, options):

@@ -30,7 +30,8 @@ sys.path[:0] = str(Path(__file__).parent), str(Path(__file__).parent.parent)
 import benchmark
 from gpt import (MLP, BigramLanguageModel, Block, BPETokenizer, CausalSelfAttention, CharTokenizer, Options, Parser,
                  build_gpt, build_optimizer, check, check_range, complete, default_prompt, encode_text, evaluate,
-                 load_text, run_cleanly, show_progress, split_pattern, train_bpe, train_val_split, training_step)
+                 fastest_threads, load_text, run_cleanly, show_progress, split_pattern, train_bpe, train_val_split,
+                 training_step)
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -262,6 +263,14 @@ def cuts(text, seconds, sentence="The cat's whiskers were unbelievably long."):
 # %% The run
 
 
+def choose_threads():
+    """All rows with the same number of threads: what is fastest now for a step of the full model."""
+    config, data = Options(), torch.zeros(1000, dtype=torch.int32)
+    model = build_gpt(config)
+    optimizer = build_optimizer(model, config)
+    torch.set_num_threads(fastest_threads(lambda: training_step(model, optimizer, data, 0, config)))
+
+
 def learn(row, train_data, val_data, config):
     """(the trained model of a row, its loss on the validation split in nats per token)."""
     torch.manual_seed(config.seed)                          # as run does
@@ -313,6 +322,7 @@ def command(arguments):
     parser.add_argument("--cuts", type=int, metavar="SECONDS", help="in place of rows: characters, subwords and words")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
     options = parser.parse_args(arguments)
+    choose_threads()
     if options.cuts is not None:
         check_range("--cuts", options.cuts, 1)
         return cuts(load_text(options.text)[1], options.cuts)

@@ -1,6 +1,6 @@
 """How fast gpt.py is on this machine, and what a model costs: speed, memory and work, for each size.
 
-    python tests/benchmark.py              takes some minutes
+    python tests/benchmark.py              takes a quarter of an hour without a GPU
     python tests/benchmark.py --quick      the default size alone, and only for a moment: does it run?
     python tests/benchmark.py --json       the same numbers, for machines
 
@@ -22,7 +22,13 @@ from torch.utils.benchmark import Timer
 from torch.utils.flop_counter import FlopCounterMode
 
 SIZES = {"default": gpt.Options(), **{name: gpt.Options(**size) for name, size in gpt.SIZES.items()}}
-STEPS = gpt.Options().max_steps
+# What a size is for, and the steps of a sensible training: on Tiny Shakespeare until the validation loss no longer
+# falls; else 20 tokens for each parameter, which spends the work well (Hoffmann et al. 2022, arXiv 2203.15556).
+PURPOSES = {"default": ("to learn with, on any computer", 3000),
+            "7M": ("Tiny Shakespeare at its best, on a CPU", 1500),
+            "11M": ("the same on a GPU, with nanoGPT's settings", 5000),
+            "25M": ("500 MB of text, on a GPU", 165_000),
+            "86M": ("2 GB of text, on several GPUs; the smallest GPT-2", 140_000)}
 
 # %% What a model costs
 
@@ -74,8 +80,8 @@ def measure(config, device, at_least):
     step = seconds("training_step(model, optimizer, data, 0, config)", at_least, training_step=gpt.training_step,
                    model=model, optimizer=gpt.build_optimizer(model, few), config=few,
                    data=torch.randint(config.vocab_size, (100_000,), device=device))
-    found["training_tokens_per_second"] = few.batch_size * T / step
-    found["hours_of_training"] = STEPS * config.batch_size / few.batch_size * step / 3600
+    found["seconds_of_a_step"] = step * config.batch_size / few.batch_size
+    found["sixteen_bits_take"] = sixteen_bits_take(model, device, at_least)
     idx = torch.randint(config.vocab_size, (1, T), device=device)                   # a context that is full
     for kind, generate, tokens in (
             ("cached", gpt.generate_cached, T // 2),        # a whole round: then the cache begins anew
@@ -83,6 +89,22 @@ def measure(config, device, at_least):
         found[f"{kind}_tokens_per_second"] = tokens / seconds(
             "generate(model, idx, tokens)", at_least, generate=generate, model=model, idx=idx, tokens=tokens)
     return found
+
+
+def sixteen_bits_take(model, device, at_least):
+    """How many times as long as with 32 bits the way forward and back takes in bfloat16, for 256 tokens."""
+    T = min(model.block_size, 256)
+    x = torch.randint(model.config.vocab_size, (256 // T, T), device=device)
+
+    def there_and_back(enabled):
+        with torch.autocast(device, torch.bfloat16, enabled=enabled):
+            loss = model(x, x)[1]
+        loss.backward()
+
+    there_and_back(True)                                    # the first time prepares a lot
+    of_32, of_16 = (seconds("step(enabled)", at_least, step=there_and_back, enabled=enabled)
+                    for enabled in (False, True))
+    return of_16 / of_32
 
 
 # %% The table
@@ -96,26 +118,30 @@ def megabytes(x):
     return f"{number(x)} MB" if x < 1000 else f"{number(x / 1000)} GB"
 
 
-def duration(hours):
-    for unit, hours_of_one in ("days", 24), ("hours", 1), ("min", 1 / 60):
-        if hours >= 2 * hours_of_one:
-            return f"{hours / hours_of_one:,.0f} {unit}"
-    return f"{3600 * hours:.0f} s"
+def duration(seconds):
+    for unit, of_one in ("days", 86400), ("h", 3600), ("min", 60), ("s", 1):
+        if seconds >= 2 * of_one:
+            return f"{number(seconds / of_one)} {unit}"
+    return f"{1000 * seconds:.0f} ms"
 
 
 def show(machine, sizes):
     print("  ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"\n{'':<21}{'memory to train':>20}{'MFLOP':>9}{'training,':>11}{f'{STEPS:,}':>9}{'writing, tokens/s':>20}\n"
-          f"{'':<8}{'parameters':>13}{'model':>10}{'a batch':>10}{'a token':>9}{'tokens/s':>11}{'steps':>9}"
-          f"{'cached':>11}{'plain':>9}")
+    print(f"\n{'':<18}{'memory to train':>17}{'MFLOP':>7}{'a step, in':>16}{'sensible':>9}{'writing, a s':>13}\n"
+          f"{'':<7}{'parameters':>11}{'model':>9}{'a batch':>8}{'a token':>8}{'32':>7}{'16 bits':>8}{'training':>9}"
+          f"{'cached':>7}{'plain':>6}")
     for name, row in sizes.items():
-        print(f"{name:<8}{row['parameters']:>13,}{megabytes(row['MB_of_the_model']):>10}"
-              f"{megabytes(row['MB_of_a_batch']):>10}{number(row['MFLOP_per_token']):>9}"
-              f"{number(row['training_tokens_per_second']):>11}{duration(row['hours_of_training']):>9}"
-              f"{number(row['cached_tokens_per_second']):>11}{number(row['plain_tokens_per_second']):>9}")
+        step, (_, steps) = row["seconds_of_a_step"], PURPOSES[name]
+        print(f"{name:<7}{row['parameters']:>11,}{megabytes(row['MB_of_the_model']):>9}"
+              f"{megabytes(row['MB_of_a_batch']):>8}{number(row['MFLOP_per_token']):>7}{duration(step):>8}"
+              f"{duration(step * row['sixteen_bits_take']):>8}{duration(step * steps):>9}"
+              f"{number(row['cached_tokens_per_second']):>7}{number(row['plain_tokens_per_second']):>6}")
     print("\nMemory to train: parameters, slopes and AdamW's two means; and the activations of a batch of "
           f"{gpt.Options().batch_size}.\nMFLOP: millions of multiplications and additions to train on a token. "
-          "Writing: with a full context.")
+          "16 bits: --dtype bfloat16.\nWriting: tokens in a second with a KV cache, and without; the context is full.\n")
+    for name in sizes:
+        purpose, steps = PURPOSES[name]
+        print(f"{name:<8} {purpose}; {steps:,} steps")
 
 
 def command(arguments):

@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import math
 import os
 import shlex
 import shutil
@@ -177,6 +178,9 @@ RUN = ["--text", "cats.txt"]
     ([*RUN, "--tokenizer", "bpe", "--vocab_size", "4000"], "too short for vocab_size=4000"),
     (["--resume", "--name", "birds"], "data/birds.pt"), (["--resume", "--name", "elsewhere/cats"], "elsewhere/cats"),
     (["--resume", "--name", "../elsewhere/cats"], "elsewhere/cats"), (["--resume", "--tokenizer", "bpe"], "char"),
+    ([*RUN, "--epochs", "0"], "above 0"), ([*RUN, "--epochs", "nan"], "not nan"), ([*RUN, "--epochs", "inf"], "not inf"),
+    (["--text", "cats.txt", "--epochs", "1", "--max_steps", "9"], "give --epochs or --max_steps"),
+    (["--resume", "--epochs", "1"], "has made 40 steps, more than 16"),
     (["--resume", "--n_embd", "32"], "n_embd=16, not 32"), (["--resume", "--max_steps", "30"], "has made 40 steps"),
     (["--resume", "--name", "cats", "--text", "short.txt"], "short.txt is not what data/cats.pt was trained on"),
     (["--resume", "--name", "cats", "--text", "gone.txt"], "gone.txt, the text of data/cats.pt, is gone"),
@@ -241,6 +245,17 @@ def test_resume_goes_on_with_the_settings_and_the_text_of_the_checkpoint(copy):
     (copy / "cats.txt").unlink()
     one_line("--resume", words="cats.txt, the text of data/cats.pt, is gone; name it with --text")
     assert contents(copy / "data") == before
+
+
+def test_epochs_are_passes_over_the_training_split(copy):
+    """A step reads batch_size * block_size tokens: 12 * 16 of the 2,900 characters."""
+    tokens = len(gpt.train_val_split(TEXT)[0])
+    code, _, error = main("--resume", "--epochs", 3)
+    saved = gpt.read_checkpoint("data/cats.pt")
+    assert code == 0 and error.startswith(f"3 epochs are {saved.options.max_steps} steps\n")
+    assert (saved.options.max_steps - 1) * 12 * 16 < 3 * tokens <= saved.options.max_steps * 12 * 16
+    assert main(*as_options(**TINY_MODEL), "--text", "cats.txt", "--epochs", 0.5, "--name", "half")[0] == 0
+    assert gpt.read_checkpoint("data/half.pt").progress.step == math.ceil(0.5 * tokens / (12 * 16))
 
 
 def test_resume_of_a_finished_run_says_its_last_row_once_and_writes_the_same(copy, trained):

@@ -19,7 +19,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from conftest import CATS, ROOT, TEXT, assert_same_run, contents, files, main, one_line, read_csv, tiny_config
+from conftest import CATS, ROOT, TEXT, assert_same_run, assert_same_tensors, contents, files, main, one_line, read_csv, tiny_config
 
 import gpt
 import torch
@@ -455,6 +455,50 @@ def test_a_stop_while_a_run_is_set_aside_loses_nothing(copy, monkeypatch, rename
     assert set(contents(copy / "data").values()) == kept
     gpt.set_aside("cats")
     assert set(contents(copy / "data").values()) == kept and "cats.pt" not in files(copy)
+
+
+# Beside busy programs
+
+
+@pytest.fixture
+def two_threads(monkeypatch):
+    """This process may use two threads, and the user has not said how many."""
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("seconds_of_one, fastest", [(0.01, 1), (0.04, 2), (0.019, 2)])
+def test_the_fastest_number_of_threads_is_found(two_threads, seconds_of_one, fastest):
+    """Two threads take 0.02 seconds; one must save a tenth of it."""
+    seconds = {2: 0.02, 1: seconds_of_one}
+    assert gpt.fastest_threads(lambda: time.sleep(seconds[torch.get_num_threads()])) == fastest
+    assert torch.get_num_threads() == 2
+
+
+def test_a_run_keeps_its_number_of_threads_and_gives_them_back(cats, two_threads, monkeypatch, capsys):
+    """Trying how many are fastest changes no bit, and a run that is resumed goes on with as many."""
+    tried = []
+
+    def one_is_fastest(step):
+        tried.append(step())
+        return 1
+
+    monkeypatch.setattr(gpt, "fastest_threads", one_is_fastest)
+    with pytest.raises(KeyboardInterrupt):
+        train_long(before_step(4, save_and_stop), dropout=0.1)
+    assert len(tried) == 1 and capsys.readouterr().err == "cats: trains with 1 of 2 threads, the fastest now\n"
+    assert gpt.read_checkpoint("data/cats.pt").progress.threads == 1 and torch.get_num_threads() == 2
+    seen = []
+    rows = train_long(before_step(4, lambda *_: seen.append(torch.get_num_threads())), dropout=0.1, resume=True)
+    assert len(tried) == 1 and seen == [1] and torch.get_num_threads() == 2
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")              # the user decides: nothing is tried
+    torch.set_num_threads(1)
+    assert train_long(name="birds", dropout=0.1)[-1] == rows[-1] and len(tried) == 1
+    birds, cats = (gpt.read_checkpoint(f"data/{name}.pt") for name in ("birds", "cats"))
+    assert_same_tensors(birds.parameters, cats.parameters)
 
 
 # Killed at any moment
