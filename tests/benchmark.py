@@ -136,9 +136,10 @@ def show(machine, sizes):
               f"{megabytes(row['MB_of_a_batch']):>8}{number(row['MFLOP_per_token']):>7}{duration(step):>8}"
               f"{duration(step * row['sixteen_bits_take']):>8}{duration(step * steps):>9}"
               f"{number(row['cached_tokens_per_second']):>7}{number(row['plain_tokens_per_second']):>6}")
-    print("\nMemory to train: parameters, slopes and AdamW's two means; and the activations of a batch of "
-          f"{gpt.Options().batch_size}.\nMFLOP: millions of multiplications and additions to train on a token. "
-          "16 bits: --dtype bfloat16.\nWriting: tokens in a second with a KV cache, and without; the context is full.\n")
+    print("\nMemory to train: parameters, slopes and AdamW's two means; and the activations\nof a batch of "
+          f"{gpt.Options().batch_size}. MFLOP: millions of multiplications and additions to train on\na token. "
+          "16 bits: --dtype bfloat16. Writing: tokens in a second, with a KV cache\n"
+          "and without; the context is full.\n")
     for name in sizes:
         purpose, steps = PURPOSES[name]
         print(f"{name:<8} {purpose}; {steps:,} steps")
