@@ -1153,7 +1153,7 @@ def merge(parts, pair):
 
 def train_bpe(text, vocab_size):
     """The pairs to merge, in their order. UserError if too few pairs occur twice."""
-    words = Counter(split_pattern().findall(text))          # each distinct word is worked on once
+    words = Counter(match[0] for match in split_pattern().finditer(text))   # each is cut once
     parts = {word: split_bytes(word) for word in words}
     counts, users = Counter(), defaultdict(set)     # of each pair: how often? and in which words?
 
@@ -1199,7 +1199,8 @@ class BPETokenizer:
     def encode(self, text):
         """str -> list of int. Any text can be encoded."""
         encoded = []
-        for word in split_pattern().findall(text):
+        for match in split_pattern().finditer(text):        # findall would hold all words at once
+            word = match[0]
             if word not in self.words:
                 self.words[word] = self.encode_word(word)
             encoded += self.words[word]
