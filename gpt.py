@@ -261,7 +261,7 @@ class BigramLanguageModel(nn.Module):
 # tensor(11.5000)
 
 # Where do the attention weights come from? From the tokens themselves. From its C numbers, each
-# token makes three shorter vectors, of hs numbers (the end of this chapter says why shorter):
+# token makes three shorter vectors, of hs numbers (why shorter, you will see with the heads):
 #
 #     a query     what am I looking for?
 #     a key       what do I offer to those who look?
@@ -327,9 +327,9 @@ def attention(q, k, v):
 # of hs = C / nh numbers. One linear layer makes the queries of all heads, C numbers for each token.
 # They are then cut into nh groups, one for each head:
 #
-#                                            head 0      head 1
-#     query of token 0     1 2 3 4             1 2         3 4
-#     query of token 1     5 6 7 8      ->     5 6         7 8
+#                          head 0   head 1
+#     token 0   1 2 3 4      1 2      3 4
+#     token 1   5 6 7 8  ->  5 6      7 8
 #
 # On the left, the shape is (T, C) = (2, 4). On the right, it is (nh, T, hs) = (2, 2, 2). As nh is
 # one more dimension in front, `attention` serves all heads at once.

@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-SHAPE = re.compile(r"#[^#]*(\([A-Z0-9(][^)]*\)|->)[^#]*$")          # a comment that tells a shape
+SHAPE = re.compile(r"#[^#]*(\([A-Z0-9(.][^)]*\)|->)[^#]*$")          # a comment that tells a shape
 MINUS = re.compile(r"-(&gt;)? ?(<(\w+)[^>]*>[^<]*</\3>|[\w(.]+)")   # no line should break after - or ->
 STYLES = {"COMMENT": "c", "STRING": "s", "FSTRING": "s", "NUMBER": "n"}
 HEAD = """<!doctype html>
@@ -31,9 +31,12 @@ HEAD = """<!doctype html>
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
 body { margin: 0 auto; padding: 1rem 1rem 4rem; max-width: 105rem; color: var(--text); background: var(--back);
   font: 1.05rem/1.6 Georgia, serif; overflow-wrap: anywhere; }
-h1 { font-size: 1.7rem; line-height: 1.25; } h2 { line-height: 1.25; } section { border-top: 1px solid var(--line); }
-a { color: var(--link); text-underline-offset: .15em; } h2 a { color: inherit; text-decoration: none; }
-h2 a:hover { text-decoration: underline; } [id] { scroll-margin-top: 1rem; } b[id] { scroll-margin-top: 4rem; }
+h1 { font-size: 1.7rem; line-height: 1.25; } a { color: var(--link); text-underline-offset: .15em; }
+h2 { position: sticky; top: 0; z-index: 1; display: flex; justify-content: space-between; margin: 2rem -1rem 1rem;
+  padding: .4rem 1rem; font-size: 1.25rem; line-height: 1.5; background: var(--back);
+  border-bottom: 1px solid var(--line); }                          /* it tells all the time in which chapter one is */
+h2 > a { color: inherit; text-decoration: none; } h2 small { font: .9rem/2 sans-serif; }
+b[id] { scroll-margin-top: 6rem; }
 b:target { background: var(--target); outline: .2em solid var(--target); }
 pre, dl, code { font: var(--size)/1.5 ui-monospace, Menlo, Consolas, monospace; } p { max-width: 40rem; }
 p code { font-size: .88em; padding: .1em .25em; border-radius: 3px; background: var(--soft);
@@ -47,41 +50,42 @@ pre { margin: .8rem 0; max-width: var(--code); } pre a { color: inherit; text-de
 .tail { display: inline-block; box-sizing: border-box; max-width: 100%; padding-left: 2ch; text-indent: -2ch;
   vertical-align: top; }
 .drawing, .answer { overflow-x: auto; padding-bottom: .3rem; white-space: pre;
-  background: linear-gradient(to left, var(--back) 1rem, transparent 0) local,
+  background: linear-gradient(var(--back), var(--back)) right / 1rem 100% no-repeat local,
     linear-gradient(to left, var(--line), transparent 1rem); }      /* a shadow where it goes on */
 .k { color: var(--keyword); } .s { color: var(--string); } .n { color: var(--number); } .c { color: var(--quiet); }
 .shape { color: var(--shape); font-style: italic; } .code pre, .session pre { margin: 0; }
 .code { margin: .8rem 0; padding: .6rem .9rem; border-radius: 6px; background: var(--soft); box-sizing: border-box;
   max-width: var(--code); align-self: start; }
 
-.session { display: flow-root; margin: .8rem 0; padding-left: .7rem; border-left: 3px solid var(--line);
-  max-width: calc(var(--code) + 5rem); } .answer { display: block; } .typed { font-weight: 600; }
+.session { display: flex; flex-direction: row-reverse; justify-content: flex-end; align-items: flex-start; gap: 1.5rem;
+  margin: .8rem 0; padding-left: .7rem; border-left: 3px solid var(--line); } .session pre { min-width: 0; }
+.answer { display: block; } .typed { font-weight: 600; }
 .typed .c, .typed .shape { font-weight: 400; font-style: normal; color: var(--quiet); }
 .picked .ask, .picked .answer { user-select: none; -webkit-user-select: none; }
-.session button { float: right; width: 4.2rem; margin-left: .5rem; padding: .15rem 0; color: inherit; cursor: pointer;
-  font: .75rem sans-serif; background: var(--soft); border: 1px solid var(--quiet); border-radius: 4px; }
+.session button { flex: none; width: 4.2rem; padding: .15rem 0; font: .75rem sans-serif; color: inherit;
+  cursor: pointer; background: var(--soft); border: 1px solid var(--quiet); border-radius: 4px; }
 dl { display: grid; grid: repeat(var(--rows), auto) / auto-flow minmax(0, max-content); gap: .3rem 2.5rem;
   margin: .8rem 0; reading-flow: grid-order; } dt { line-height: 1.68rem; } dt:only-child { grid-column: 1 / -1; }
 dl div { display: grid; grid-template-columns: calc(var(--key) * 1ch + 2ch) minmax(0, 1fr); }
 dd { margin: 0; font: 1.05rem/1.6 Georgia, serif; }
-footer a { position: fixed; right: .8rem; bottom: .8rem; padding: .3rem .7rem; font: .8rem sans-serif;
-  background: var(--back); border: 1px solid var(--quiet); border-radius: 4px; }
 
 @media screen and (max-width: 54rem) { .line { --step: min(.5ch, 8ch / var(--indent, 1)); }
-  .tail { width: calc(100% + 4ch); max-width: none; margin: 0 0 .25em -4ch; }
-  .typed .tail { width: 100%; margin-left: 0; }
+  .tail { width: 100%; margin: 0 0 .25em; } .tail::before { content: "↑ "; }       /* it is about the line above */
+  .session { flex-direction: column-reverse; align-items: stretch; gap: .2rem; }
+  .answer, .drawing { font-size: .72rem; }
+  .session button { align-self: flex-end; padding: .5rem 0; width: 5rem; }
   .code { margin: .8rem -1rem; padding: .6rem 1rem; border-radius: 0; max-width: none; }
   dl { display: flex; flex-direction: column; } }
 @media screen and (min-width: 75rem) { :root { --size: clamp(.75rem, .4rem + .5vw, .95rem); }
   .row { display: grid; grid: auto 1fr / minmax(0, 1fr) var(--code); column-gap: 1.6rem; }
-  .row:empty { display: none; } .row .code { grid-area: 1 / 2 / span 2; position: sticky; top: .5rem; }
+  .row:empty { display: none; } .row .code { grid-area: 1 / 2 / span 2; position: sticky; top: 3.2rem; }
   .row p:first-child { margin-top: .6rem; } .row .code + .prose p:first-child { margin-top: 0; } }
-@media print { :root { --size: .66rem; } .session button, footer { display: none; } h2 { break-after: avoid; }
+@media print { :root { --size: .66rem; } .session button, h2 small { display: none; }
+  h2 { position: static; break-after: avoid; }
   .line, .session, dl { break-inside: avoid; } .code { border: 1px solid; } }
 </style></head><body>
 """
-FOOT = """<footer><a href="#contents">contents</a></footer>
-<script>
+FOOT = """<script>
 document.addEventListener("click", async ({target: button}) => {
   if (!button.matches(".session button")) return;
   const session = button.parentNode, lines = [...session.querySelectorAll(".typed")];
@@ -223,7 +227,8 @@ def story_html(source):
     result += [html for _, html in prose_html(summary, links, chapters)] + [code_html(imports, links)]
     for number, chapter in chapters.items():
         title, _, text = chapter.partition("\n")
-        result += [f'<section><h2 id="chapter-{number}"><a href="#chapter-{number}">{escape(title)}</a></h2>',
+        result += [f'<section><h2 id="chapter-{number}"><a href="#chapter-{number}">{escape(title)}</a>'
+                   ' <small><a href="#contents">contents</a></small></h2>',
                    chapter_html(text, links, chapters), "</section>"]
     return "\n".join([*result, FOOT])
 

@@ -29,13 +29,13 @@ class Reader(HTMLParser):
         self.ids += [value for name, value in attributes.items() if name == "id"]
         self.links += [value for name, value in attributes.items() if name == "href"]
         self.open += [(tag, attributes.get("class"))] * (tag not in ("meta", "wbr"))
-        self.hidden += tag in ("style", "script", "button", "footer", "title")
+        self.hidden += tag in ("style", "script", "button", "small", "title")
         self.code += [""] * (attributes.get("class") == "code")
         self.typed += [""] * (attributes.get("class") == "line typed")
 
     def handle_endtag(self, tag):
         assert self.open.pop()[0] == tag
-        self.hidden -= tag in ("style", "script", "button", "footer", "title")
+        self.hidden -= tag in ("style", "script", "button", "small", "title")
 
     def handle_data(self, data):
         self.text += [data] * (not self.hidden)
@@ -79,7 +79,8 @@ def test_the_docstrings_list_of_chapters_is_the_navigation():
     nav = re.search('<nav id="contents">(.*?)</nav>', PAGE, re.DOTALL)[1]
     assert {*re.findall('href="#([^"]*)"', nav)} == {f"chapter-{i}" for i in range(11)}
     assert '<dt>4</dt> <dd><a href="#chapter-4">Bigram, the first model</a></dd>' in nav
-    assert PAGE.count('href="#contents"') == 1 and '<h2 id="chapter-4"><a href="#chapter-4">4. Bigram</a></h2>' in PAGE
+    assert ('<h2 id="chapter-4"><a href="#chapter-4">4. Bigram</a> <small><a href="#contents">contents</a></small></h2>'
+            in PAGE)
 
 
 def test_names_lead_to_their_definitions_in_code_prose_and_sessions():
