@@ -214,7 +214,9 @@ with_browser = pytest.mark.skipif(not BROWSER, reason="no browser: no page has r
 SEEN = """<script>requestAnimationFrame = done => setTimeout(done, 1);     // no frames are drawn
 addEventListener("load", async () => {
   const pause = milliseconds => new Promise(done => setTimeout(done, milliseconds));
-  const $ = id => document.getElementById(id);
+  const $ = id => document.getElementById(id), told = [];          // what a screen reader has said
+  new MutationObserver(() => $("told").textContent && told.push($("told").textContent))
+    .observe($("told"), {childList: true});
   await pause(3000);
   const seen = await (async () => { %s })();
   document.body.append(Object.assign(document.createElement("pre"), {id: "seen", textContent: JSON.stringify(seen)}));
@@ -249,15 +251,18 @@ def test_subwords_without_their_text(in_browser):
     assert make_page("pieces")[0] == 0
     path = gpt.DATA / "pieces.html"
     path.write_text(path.read_text(encoding="utf-8").replace('"step": 0', '"step": 20'), encoding="utf-8")
-    shown, (typed, ghost, told, taken, moved_on, passed, first) = in_browser("""
+    shown, (passing, typed, ghost, told, taken, moved_on, passed, first) = in_browser("""
         const box = $("prompt"), press = key => !box.dispatchEvent(new KeyboardEvent("keydown", {key, cancelable: true}));
+        box.focus();
+        const passing = [press("Tab"), ...told];
         box.value = "The cat";
         box.dispatchEvent(new Event("input"));
         await pause(2000);
-        const ghost = $("ghost").textContent, told = $("suggested").textContent, taken = [press("Tab"), box.value];
+        const ghost = $("ghost").textContent, said = told.pop(), taken = [press("Tab"), box.value];
         await pause(2000);
         press("Escape");
-        return ["The cat", ghost, told, taken, [press("Tab"), box.value], $("ghost").textContent === box.value + "\u200b",
+        return [passing, "The cat", ghost, said, taken, [press("Tab"), box.value],
+                $("ghost").textContent === box.value + "\u200b",
                 [...$("reading").children].slice(0, 9).map(span => span.textContent)];""", path)
     assert re.search('id="check" data-difference="0.0[01][^"]*" class="good"', shown)
     assert "it has written itself" in re.search('<p id="trained">(.*?)</p>', shown)[1]
@@ -265,7 +270,7 @@ def test_subwords_without_their_text(in_browser):
     assert "Each row is one token" in words and "haracter" not in words
     assert "aria-label=\"The text. Arrow keys move from token to token" in shown
     assert taken == [True, typed + ghost.removeprefix(typed).removesuffix("\u200b")] and len(taken[1]) > len(typed)
-    assert told == "In grey: " + taken[1].removeprefix(typed)
+    assert passing == [False] and told.split() == ["Tab", "for:", *taken[1].removeprefix(typed).split()]
     written = gpt.generate_cached(load("pieces"), torch.tensor([tokenizer.encode("\n" + typed)]), 24,
                                    temperature=0)[0]
     assert tokenizer.decode(written.tolist()).startswith("\n" + taken[1])
@@ -275,10 +280,15 @@ def test_subwords_without_their_text(in_browser):
 
 @with_browser
 def test_what_stands_there_describes_what_is_shown(in_browser):
-    """Also when the text is emptied, or has one character; arrow keys follow the direction of the text; and what is
-    written is told to a screen reader. (One visit, as a browser takes its time.)"""
-    shown, ((way, rows), moves, empty, one, told) = in_browser("""
+    """Also when the text is emptied, or has one character; arrow keys follow the direction of the text. One live region
+    tells a screen reader what was asked for, and the vocabulary is one Tab stop. (One visit: browsers take their time.)"""
+    shown, ((way, rows), moves, empty, one, unasked, live, heard, stopped, written, plain, vocabulary) = in_browser("""
+        const unasked = told.splice(0), kinds = "[aria-live], [role=status], [role=alert], output";
+        const live = [...document.querySelectorAll(kinds)].map(part => part.id);
         const box = $("reading"), at = () => [...box.children].findIndex(span => span.classList.contains("chosen"));
+        box.focus();
+        await pause(400);
+        const focused = told.splice(0), chosen = at();
         const ids = ["given", "after", "head-here", "covers", "losses", "way"], found = [], moves = [];
         const way = $("way").textContent + $("way-score").textContent, rows = $("shares").children.length;
         for (const [direction, key] of [["ltr", "ArrowRight"], ["rtl", "ArrowLeft"], ["rtl", "ArrowRight"]]) {
@@ -287,23 +297,46 @@ def test_what_stands_there_describes_what_is_shown(in_browser):
           box.dispatchEvent(new KeyboardEvent("keydown", {key}));
           moves.push(at() - before);
         }
+        await pause(400);
+        const moved = told.splice(0);
         for (const text of ["", "T"]) {
           $("typed").value = text;
           $("typed").dispatchEvent(new Event("input"));
           await pause(1000);
           found.push([ids.map(id => $(id).textContent), document.querySelector("canvas").width]);
         }
-        $("length").value = 5;
-        $("start").click();
-        for (let i = 0; i < 40 && !$("told").textContent; i++) await pause(200);
-        return [[way, rows], moves, ...found, $("told").textContent];""")
-    assert re.match(r"embedding: .*after block 1: .*The logit of .* is -?[\d.]+\. It is the sum of:", way)
-    assert rows == 1 + (2 + 1) + 1                                      # the embedding, a block with two heads, a bias
-    assert "✓ Checked: computes what PyTorch computes" in shown
+        const write = async length => {
+          $("length").value = length;
+          $("start").click();
+          await pause(20);
+          if (length > 99) $("stop").click();
+          for (let i = 0; i < 40 && told.at(-1) === "Writing"; i++) await pause(200);
+          await pause(400);
+          return told.splice(0);
+        };
+        const stopped = await write(999), written = [await write(5), await write(5)];
+        const keys = [...$("vocabulary").children];
+        const stops = () => keys.map((key, i) => [key.tabIndex, i]).filter(([stop]) => stop === 0).map(([, i]) => i);
+        const go = key => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", {key, bubbles: true}));
+        keys[stops()[0]].focus();
+        const vocabulary = ["Home", "ArrowRight", "End"].map(key => { go(key); return stops(); });
+        return [[way, rows], moves, ...found, unasked, live, [chosen, focused, moved], stopped, written,
+                $("plain-gpt").textContent, [keys.map(key => key.ariaLabel), ...vocabulary]];""")
+    assert re.match(r"embedding: .*after block 1: .*The logit of .* is −?[\d.]+\. It is the sum of:", way)
+    assert rows == 1 + 1 + (2 + 1) + 1              # the embedding, a block's total and parts (two heads, MLP), a bias
+    assert "Checked: computes what PyTorch computes" in shown
     assert moves == [1, 1, -1]
     assert empty == [["", "", "", "", "", ""], 1]
-    assert one[0][0] == "“T” is the first character: it has no prediction." and one[1] > 1
-    assert re.fullmatch(r"The GPT has written: .{6,}", told, re.DOTALL)
+    assert one[0][0].startswith("“T” is the first character: it has no prediction.") and one[1] > 1
+    assert "“capital T” is the first character" in one[0][0]
+    assert unasked == [] and live == ["told"]
+    chosen, [focused], [moved] = heard              # one sentence for the focus, one for three moves
+    assert re.fullmatch(rf"character {chosen + 1} of \d+: [\w ]+", focused)
+    assert re.fullmatch(r"[\w ]+, .*%, bigram .*%; likeliest next: [\w ]+(; .*)?", moved)
+    assert stopped[0] == "Writing" and re.fullmatch(r"Stopped after \d+ characters", stopped[-1])
+    assert written == 2 * [["Writing", f"Done: {plain}"]] and len(plain) >= 6
+    names, *stops = vocabulary
+    assert stops == [[0], [1], [len(names) - 1]] and {"space", "line end", "capital T", "period"} <= set(names)
 
 
 # What the page computes: its script "model" runs in node, without a browser
