@@ -259,6 +259,9 @@ def test_subwords_without_their_text(in_browser):
         box.dispatchEvent(new Event("input"));
         await pause(2000);
         const ghost = $("ghost").textContent, said = told.pop(), taken = [press("Tab"), box.value];
+        document.execCommand("undo");
+        taken.push(box.value);
+        document.execCommand("redo");
         await pause(2000);
         press("Escape");
         return [passing, "The cat", ghost, said, taken, [press("Tab"), box.value],
@@ -269,8 +272,8 @@ def test_subwords_without_their_text(in_browser):
     words = re.sub(r"<(script|style).*?</\1>|<!--.*?-->|<[^>]*>", "", shown, flags=re.DOTALL)
     assert "Each row is one token" in words and "haracter" not in words
     assert "aria-label=\"The text. Arrow keys move from token to token" in shown
-    assert taken == [True, typed + ghost.removeprefix(typed).removesuffix("\u200b")] and len(taken[1]) > len(typed)
-    assert passing == [False] and told.split() == ["Tab", "for:", *taken[1].removeprefix(typed).split()]
+    assert taken == [True, ghost.removesuffix("\u200b"), typed] and ghost.startswith(typed) and len(taken[1]) > len(typed)
+    assert passing == [False] and told.split() == ["Tab", "for:", *taken[1].removeprefix("The ").split()]
     written = gpt.generate_cached(load("pieces"), torch.tensor([tokenizer.encode("\n" + typed)]), 24,
                                    temperature=0)[0]
     assert tokenizer.decode(written.tolist()).startswith("\n" + taken[1])
@@ -332,9 +335,9 @@ def test_what_stands_there_describes_what_is_shown(in_browser):
     assert unasked == [] and live == ["told"]
     chosen, [focused], [moved] = heard              # one sentence for the focus, one for three moves
     assert re.fullmatch(rf"character {chosen + 1} of \d+: [\w ]+", focused)
-    assert re.fullmatch(r"[\w ]+, .*%, bigram .*%; likeliest next: [\w ]+(; .*)?", moved)
-    assert stopped[0] == "Writing" and re.fullmatch(r"Stopped after \d+ characters", stopped[-1])
-    assert written == 2 * [["Writing", f"Done: {plain}"]] and len(plain) >= 6
+    assert re.fullmatch(r"[\w ]+, .*%, bigram .*%; likeliest (and real )?next: [\w ]+(; .*)?", moved)
+    assert stopped[0] == "Writing" and re.match(r"Stopped after \d+ characters: \n?T", stopped[-1])
+    assert written == 2 * [["Writing", f"Done after 5 characters: {plain}"]] and len(plain) >= 6
     names, *stops = vocabulary
     assert stops == [[0], [1], [len(names) - 1]] and {"space", "line end", "capital T", "period"} <= set(names)
 
