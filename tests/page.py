@@ -56,6 +56,16 @@ def packed_tokenizer(tokenizer):
             "merges": [[part.decode("latin-1") for part in pair] for pair in tokenizer.vocabulary]}
 
 
+def passages(text, length):
+    """Up to twelve passages from all over a text: whole lines, unless these are long."""
+    found = []
+    for place in range(0, len(text), max(1, len(text) // 12)):
+        start = max(place, text.find("\n\n", place, place + 1000))
+        end = text.find("\n", start + length, start + length + 90)
+        found.append(text[start:end if end > 0 else start + length].strip("\n"))
+    return [passage for passage in found[:12] if passage] or [text]
+
+
 def page_data(saved, text, text_name):
     """All that a page has to know of a run, as JSON without "<", which might end a script: bytes.
 
@@ -75,7 +85,8 @@ def page_data(saved, text, text_name):
         "parameter_count": parameter_count(saved.best),
         "bigram": None if text is None else trained_bigram(saved, train_data, val_data),
         "parameters": {name: as_base64(p.half()) for name, p in saved.best.state_dict().items()},
-        "step": saved.progress.step, "history": saved.progress.history, "held_out": list(val_text[:4000]),
+        "step": saved.progress.step, "history": saved.progress.history, 
+        "passages": passages(val_text, 150 if isinstance(saved.tokenizer, gpt.CharTokenizer) else 350),
         "text": None if text is None else {"name": text_name, "length": len(text), "begins": text[:60]},
         "texts": list(zip(idx.tolist(), map(as_base64, logits)))
     }).replace("<", r"\u003c").encode()
