@@ -127,15 +127,15 @@ def duration(seconds):
 
 def show(machine, sizes):
     print("  ".join(f"{name} {value}" for name, value in machine.items()))
-    print(f"\n{'':<18}{'memory to train':>17}{'MFLOP':>7}{'a step, in':>17}{'sensible':>9}{'writing, a s':>12}\n"
-          f"{'':<7}{'parameters':>11}{'model':>9}{'a batch':>8}{'a token':>8}{'32':>7}{'16 bits':>9}{'training':>9}"
-          f"{'cached':>6}{'plain':>6}")
+    print(f"\n{'':<18}{'memory to train':>16}{'MFLOP':>7}{'a step, in':>17}{'sensible':>9}{'writing, a s':>13}\n"
+          f"{'':<7}{'parameters':>11}{'model':>8}{'a batch':>8}{'a token':>8}{'32':>7}{'16 bits':>9}{'training':>9}"
+          f"{'cached':>7}{'plain':>6}")
     for name, row in sizes.items():
         step, (_, steps) = row["seconds_of_a_step"], PURPOSES[name]
-        print(f"{name:<7}{row['parameters']:>11,}{megabytes(row['MB_of_the_model']):>9}"
+        print(f"{name:<7}{row['parameters']:>11,}{megabytes(row['MB_of_the_model']):>8}"
               f"{megabytes(row['MB_of_a_batch']):>8}{number(row['MFLOP_per_token']):>7}{duration(step):>8}"
               f"{duration(step * row['sixteen_bits_take']):>9}{duration(step * steps):>9}"
-              f"{number(row['cached_tokens_per_second']):>6}{number(row['plain_tokens_per_second']):>6}")
+              f"{number(row['cached_tokens_per_second']):>7}{number(row['plain_tokens_per_second']):>6}")
     print("\nMemory to train: parameters, slopes and AdamW's two means; and the activations\nof a batch of "
           f"{gpt.Options().batch_size}. MFLOP: millions of multiplications and additions to train on\na token. "
           "16 bits: --dtype bfloat16. Writing: tokens in a second, with a KV cache\n"

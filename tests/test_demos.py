@@ -256,7 +256,7 @@ def test_the_benchmark_measures_the_default_size():
     C, T, V, L = 128, 64, 65, 3
     assert row["MFLOP_per_token"] == 6 * (12 * L * C**2 + V * C + 2 * L * C * T) / 1e6      # textbooks count so
     code, output, _ = main(program=lambda _: benchmark.show(found["machine"], found["sizes"]))
-    assert "default    619,904  9.92 MB 19.9 MB" in output and "3,000 steps" in output
+    assert "default    619,904 9.92 MB 19.9 MB" in output and "3,000 steps" in output
     assert max(map(len, output.splitlines())) <= 80 and benchmark.SIZES.keys() == benchmark.PURPOSES.keys()
 
 
