@@ -6,7 +6,7 @@ probabilities, append it, repeat, and the model writes. ChatGPT writes in the sa
 larger model.
 
 `python gpt.py` trains two models on Shakespeare's plays and lets both of them write. That takes
-about two minutes on two cores of a laptop, without a GPU. The chapters:
+two to three minutes on two cores of a laptop, without a GPU. The chapters:
 
     0  Hyperparameters    3  Batches                      6  Positions     9  Sampling
     1  Text               4  Bigram, the first model      7  GPT          10  The run
@@ -802,8 +802,7 @@ def run(name, text, config, tokenizer=None, make_gpt=GPT, train_gpt=train):
 # this may be that it has begun to know its text by heart. But the validation text is also a little
 # harder: a table of counted bigrams has a loss of 2.45 on the training text, and 2.48 on this one.
 #
-# Now it is yours. These lines train both again, in two minutes, and ask what the GPT expects after
-# ROME:
+# Now it is yours. These lines train both again, and ask what the GPT expects after ROME:
 # >>> bigram, gpt, tokenizer = run("shakespeare", load_shakespeare(), Config())
 # >>> logits, loss = gpt(torch.tensor([tokenizer.encode("ROME")]))
 # >>> probs, ids = logits[0, -1].softmax(-1).topk(5)              # the five likeliest
