@@ -1682,10 +1682,7 @@ def run_command(arguments, long_run_class=LongRun):
         check(saved.progress is not None, f"{saved.path} holds a model alone; only runs can go on")
         text_name, text = load_text_of(saved, given.text)
         name = name or saved.path.stem
-        tokenizer = saved.tokenizer
-        if given.epochs is not None:
-            options["max_steps"] = steps_of(given.epochs, text, tokenizer, saved.options)
-        config = resumed_options(saved, options)
+        tokenizer, config = saved.tokenizer, resumed_options(saved, options)
         kind = "char" if isinstance(tokenizer, CharTokenizer) else "bpe"
         check(given.tokenizer in (None, kind), f"{saved.path} has --tokenizer {kind}")
     else:
@@ -1693,9 +1690,11 @@ def run_command(arguments, long_run_class=LongRun):
         name = name or text_name
         config = check_options(Options(**options))
         tokenizer = build_tokenizer(given.tokenizer, options, text)
-        if given.epochs is not None:
-            steps = steps_of(given.epochs, text, tokenizer, config)
-            config = check_options(replace(config, max_steps=steps))
+    if given.epochs is not None:
+        config = with_epochs(given.epochs, text, tokenizer, config)
+    if saved is not None:
+        check(saved.progress.step <= config.max_steps, f"{saved.path} has made "
+              f"{saved.progress.step} steps, more than max_steps={config.max_steps}")
     check(Path(name).name == name and name != ".." and len(os.fsencode(name)) <= 200,
           f"--name begins the names of files; {name!r} cannot")
     for part in train_val_split(text):                  # a few characters usually are enough
@@ -1703,8 +1702,6 @@ def run_command(arguments, long_run_class=LongRun):
                   for some in (part[:8 * config.block_size + 8], part)),
               f"the text is too short: each part needs more than block_size={config.block_size} "
               f"tokens, and the smaller one has {len(tokenizer.encode(part))}")
-    if given.epochs is not None:
-        say(f"{given.epochs:g} epochs are {config.max_steps:,} steps")
     text_path = saved and saved.progress.text_path
     if given.text is not None:
         text_path = given.text.expanduser().resolve()
@@ -1734,11 +1731,12 @@ def build_tokenizer(kind, options, text):
     return tokenizer
 
 
-def steps_of(epochs, text, tokenizer, config):
-    """How many steps read as many tokens as `epochs` passes over the training split."""
+def with_epochs(epochs, text, tokenizer, config):
+    """The config with as many steps as it takes to read the training split `epochs` times."""
     check(0 < epochs <= 1e6, f"--epochs must be above 0 and at most 1,000,000, not {epochs}")
     tokens = len(tokenizer.encode(train_val_split(text)[0]))
-    return math.ceil(epochs * tokens / (config.batch_size * config.block_size))
+    steps = math.ceil(epochs * tokens / (config.batch_size * config.block_size))
+    return check_options(replace(config, max_steps=steps))
 
 
 def resumed_options(saved, options):
@@ -1746,10 +1744,7 @@ def resumed_options(saved, options):
     for name in options.keys() - {"max_steps", "eval_interval"}:
         before = getattr(saved.options, name)
         check(options[name] == before, f"{saved.path} has {name}={before}, not {options[name]}")
-    options = check_options(replace(saved.options, **options))
-    check(options.max_steps >= saved.progress.step,
-          f"{saved.path} has made {saved.progress.step} steps, more than {options.max_steps}")
-    return options
+    return check_options(replace(saved.options, **options))
 
 
 def load_text_of(saved, path=None):
