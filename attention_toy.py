@@ -35,9 +35,9 @@ from pathlib import Path
 from unicodedata import category, east_asian_width
 
 from gpt import (GPT, CausalSelfAttention, CharTokenizer, Config, Parser, attention, check,
-                 default_prompt, encode_prompt, encode_text, escape_control, evaluate, find_run,
-                 generate, load_checkpoint, load_gpt2, load_text, run_cleanly, sinusoids,
-                 split_heads, train, train_val_split, unescape)
+                 choose_threads, default_prompt, encode_prompt, encode_text, escape_control,
+                 evaluate, find_run, generate, load_checkpoint, load_gpt2, load_text, run_cleanly,
+                 sinusoids, split_heads, train, train_val_split, unescape)
 
 import torch                        # after gpt, which silences a remark of torch about NumPy
 import torch.nn as nn
@@ -597,6 +597,7 @@ def command(arguments):
         prompt = None if given.prompt is None else unescape(given.prompt)
         return show_model(find_run(given.model), prompt)
     check(given.prompt is None, "--prompt is for a trained model; say for which with --model")
+    choose_threads()
     run(load_text(given.text)[1], given.quick)
 
 

@@ -23,8 +23,8 @@ from itertools import count
 from pathlib import Path
 
 from gpt import (DATA, LARGEST_VOCABULARY, BigramLanguageModel, CharTokenizer, Config, Parser,
-                 bigram_config, check, encode_text, finish_lines, get_batch, learning_rate_at,
-                 load_text, run_cleanly, train, train_val_split)
+                 bigram_config, check, choose_threads, encode_text, finish_lines, get_batch,
+                 learning_rate_at, load_text, run_cleanly, train, train_val_split)
 
 import torch                            # after gpt, which silences a remark of torch about NumPy
 import torch.nn.functional as F
@@ -202,7 +202,9 @@ def keep(path, content):
 def command(arguments):
     parser = Parser("bigram.py", allow_abbrev=False, description="Make a bigram model in two ways.")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
-    run(*load_text(parser.parse_args(arguments).text))
+    given = parser.parse_args(arguments)
+    choose_threads()
+    run(*load_text(given.text))
 
 
 if __name__ == "__main__":

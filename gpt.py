@@ -1464,18 +1464,32 @@ def fastest_threads(step):
     """The number of threads with which step() takes the least time; fewer must save a tenth of it.
 
     PyTorch's threads wait for each other at each operation. While another program keeps a core
-    busy, one of them is always late, and a single thread may be several times as fast. If the user
-    has set OMP_NUM_THREADS, it holds.
+    busy, one of them is always late, and a single thread may be several times as fast.
     """
     from torch.utils.benchmark import Timer                         # takes 0.1 s
     n = best = torch.get_num_threads()
     times = {}
-    while n > 0 and "OMP_NUM_THREADS" not in os.environ:            # all, half of them, ..., 1
+    while n > 0:                                                    # all, half of them, ..., 1
         timer = Timer("step()", globals={"step": step}, num_threads=n)
         times[n] = timer.blocked_autorange(min_run_time=0.3).median
         best = n if times[n] < 0.9 * times[best] else best
         n //= 2
     return best
+
+
+def may_choose_threads():
+    """Whether there are several threads, and the user has not said how many to use."""
+    return torch.get_num_threads() > 1 and "OMP_NUM_THREADS" not in os.environ
+
+
+def choose_threads():
+    """Set the number of threads to what is fastest now for models of the default size."""
+    if not may_choose_threads():
+        return
+    with torch.random.fork_rng(devices=[]):             # first parameters draw random numbers
+        model = GPT(Config())
+    x = torch.zeros(12, 64, dtype=torch.long)
+    torch.set_num_threads(fastest_threads(lambda: model(x, x)[1].backward()))
 
 
 class LongRun:
@@ -1491,10 +1505,12 @@ class LongRun:
         self.device, self.compile = device, compile
         self.text_path, self.text_sha256 = text_path and str(text_path), hash_of(text)
         self.step, self.losses, self.history, self.best = 0, [], [], None
+        self.threads_before = torch.get_num_threads()
         self.saved_step = saved and saved.progress.step         # None: nothing is saved yet
 
     def __enter__(self):
-        self.lock, self.threads_before = hold_name(self.name), torch.get_num_threads()
+        self.lock = hold_name(self.name)
+        choose_threads()                                # for the bigram model
         return self
 
     def __exit__(self, *error):
@@ -1515,7 +1531,8 @@ class LongRun:
             self.history = list(before.history)
             rate = learning_rate_at(self.step, options)     # longer max_steps raise it again
             say(f"{self.name}: going on from step {self.step} of {options.max_steps}, with a "
-                f"learning rate of {rate:.1e}")
+                f"learning rate of {rate:.1e}" if self.step < options.max_steps else
+                f"{self.name}: finished at step {self.step}; a larger --max_steps goes on")
         trained.to(self.device)
         self.prepare(trained, options)
         self.choose_threads(trained, train_data, options)
@@ -1563,17 +1580,18 @@ class LongRun:
 
     def choose_threads(self, trained, train_data, options):
         """Set the number of threads: what is fastest now, or after a stop, as many as before."""
-        there, before = torch.get_num_threads(), self.saved and self.saved.progress.threads
-        if there == 1 or "OMP_NUM_THREADS" in os.environ or self.device != "cpu" or self.compile:
+        there, before = self.threads_before, self.saved and self.saved.progress.threads
+        torch.set_num_threads(there)
+        if not may_choose_threads() or self.device != "cpu" or self.compile:
             return
         if before is not None:
             return torch.set_num_threads(min(before, there))
         few = replace(options, batch_size=max(1, 768 // options.block_size))
         x, y = get_batch(train_data, 0, few)
-        threads = fastest_threads(lambda: trained(x, y)[1].backward())
+        torch.set_num_threads(fastest_threads(lambda: trained(x, y)[1].backward()))
         trained.zero_grad()
-        torch.set_num_threads(threads)
-        say(f"{self.name}: trains with {threads} of {there} threads, the fastest now")
+        say(f"{self.name}: trains with {torch.get_num_threads()} of {there} threads, which is "
+            "fastest now")
 
     def training_step(self, trained, optimizer, train_data, options):
         """Make one step, and return its loss."""
@@ -1843,8 +1861,9 @@ def find_run(name=None):
         if path.exists():
             return path
     kept = ", ".join(path.stem for path in runs) or "none; `python gpt.py` makes one"
-    raise UserError(f"there is no run {name or 'yet'}; those that are kept: {kept}. For gpt2, "
-                    f"save three files from {GPT2_URL} in {DATA / 'gpt2'}")
+    wanted = "yet" if name is None else f"'{name}'"
+    raise UserError(f"there is no run {wanted}; those that are kept: {kept}. For gpt2, save three "
+                    f"files from {GPT2_URL} in {DATA / 'gpt2'}")
 
 
 def choose_device(name=None):
@@ -1870,7 +1889,8 @@ def load_text(path=None, sha256=None):
             return "shakespeare", load_shakespeare()
         except (OSError, ValueError) as error:          # ValueError: an odd address of a proxy
             say(f"No Tiny Shakespeare ({type(error).__name__}), so Python's manual is the text. "
-                f"Or save {URL} as {DATA / 'tinyshakespeare.txt'}")
+                f"For Shakespeare, stop, save {URL} as {DATA / 'tinyshakespeare.txt'}, and start "
+                "again")
         finally:
             show_progress()
     from pydoc_data.topics import topics

@@ -29,8 +29,8 @@ from typing import Callable
 sys.path[:0] = str(Path(__file__).parent), str(Path(__file__).parent.parent)
 import benchmark
 from gpt import (MLP, BigramLanguageModel, Block, BPETokenizer, CausalSelfAttention, CharTokenizer, Options, Parser,
-                 build_gpt, build_optimizer, check, check_range, complete, default_prompt, encode_text, evaluate,
-                 fastest_threads, load_text, run_cleanly, show_progress, split_pattern, train_bpe, train_val_split,
+                 build_gpt, build_optimizer, check, check_range, choose_threads, complete, default_prompt, encode_text,
+                 evaluate, load_text, run_cleanly, show_progress, split_pattern, train_bpe, train_val_split,
                  training_step)
 import torch
 import torch.nn as nn
@@ -261,14 +261,6 @@ def cuts(text, seconds, sentence="The cat's whiskers were unbelievably long."):
 
 
 # %% The run
-
-
-def choose_threads():
-    """All rows with the same number of threads: what is fastest now for a step of the full model."""
-    config, data = Options(), torch.zeros(1000, dtype=torch.int32)
-    model = build_gpt(config)
-    optimizer = build_optimizer(model, config)
-    torch.set_num_threads(fastest_threads(lambda: training_step(model, optimizer, data, 0, config)))
 
 
 def learn(row, train_data, val_data, config):

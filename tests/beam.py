@@ -63,6 +63,7 @@ def command(arguments):
     saved = gpt.read_checkpoint(path)
     _, text = gpt.load_text_of(saved)
     prompt = gpt.default_prompt(saved.tokenizer) if given.prompt is None else gpt.unescape(given.prompt)
+    gpt.choose_threads()
     show_searches(saved.best.eval(), saved.tokenizer, prompt)
     show_sizes(saved.best, gpt.encode_text(gpt.train_val_split(text)[1], saved.tokenizer))
 

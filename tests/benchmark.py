@@ -152,6 +152,7 @@ def command(arguments):
     parser.add_argument("--json", action="store_true", help="print JSON")
     options = parser.parse_args(arguments)
     device, sizes = gpt.choose_device(), {}
+    gpt.choose_threads()
     machine = {"device": torch.cuda.get_device_name() if device == "cuda" else platform.machine(),
                "threads": torch.get_num_threads(), "python": platform.python_version(), "torch": torch.__version__}
     for name in ["default"] if options.quick else SIZES:

@@ -21,8 +21,8 @@ sys.path[:0] = str(Path(__file__).parent), str(Path(__file__).parent.parent)
 import benchmark
 from ablation import PlainBlock
 from attention_toy import heading
-from gpt import (GPT, Block, CharTokenizer, Config, Parser, check, encode_text, get_batch, learning_rate_at, load_text,
-                 run_cleanly, show_progress, train, train_val_split)
+from gpt import (GPT, Block, CharTokenizer, Config, Parser, check, choose_threads, encode_text, get_batch,
+                 learning_rate_at, load_text, run_cleanly, show_progress, train, train_val_split)
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
@@ -245,6 +245,7 @@ def command(arguments):
     tokenizer = CharTokenizer(text)
     train_data, val_data = (encode_text(part, tokenizer) for part in train_val_split(text))
     check(len(val_data) > 64, f"the text is too short: {len(text)} characters")
+    choose_threads()
     if given.which != "training":
         show_block(train_data, val_data, tokenizer.vocab_size)
     if given.which != "block":

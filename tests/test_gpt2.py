@@ -271,7 +271,7 @@ def test_an_empty_prompt_is_the_end_of_the_text_before_and_writing_stops_at_one(
 
 
 def test_gpt2_is_the_folder_of_that_name_in_data(in_tmp):
-    assert gpt.GPT2_URL in one_line("sample", "gpt2", words="no run gpt2")      # and says what goes where
+    assert gpt.GPT2_URL in one_line("sample", "gpt2", words="no run 'gpt2'")      # and says what goes where
     shutil.copytree(TINY, "data/gpt2")
     code, output, error = main("sample", "gpt2", "--prompt", "the rain", "--tokens", 3, "--seed", 1)
     assert code == 0 and output.startswith("the rain") and error == "data/gpt2 writes, with --seed 1:\n"

@@ -82,7 +82,7 @@ def test_log_probability_is_that_of_the_new_tokens_alone():
 
 
 @pytest.mark.parametrize("module, arguments, words", [
-    (beam, ["nowhere"], "there is no run nowhere"), (beam, ["cats", "--prompt", "☃"], "'☃'"),
+    (beam, ["nowhere"], "there is no run 'nowhere'"), (beam, ["cats", "--prompt", "☃"], "'☃'"),
     (beam, ["cats", "--prompt", "The cat number 12"], "context of 16"), (inside, ["heads"], "heads"),
     (inside, ["--text", "short.txt"], "too short")])
 def test_a_mistake_is_one_line(copy, module, arguments, words):
