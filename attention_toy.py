@@ -597,8 +597,9 @@ def command(arguments):
         prompt = None if given.prompt is None else unescape(given.prompt)
         return show_model(find_run(given.model), prompt)
     check(given.prompt is None, "--prompt is for a trained model; say for which with --model")
+    _, text = load_text(given.text)
     choose_threads()
-    run(load_text(given.text)[1], given.quick)
+    run(text, given.quick)
 
 
 if __name__ == "__main__":

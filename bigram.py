@@ -202,9 +202,9 @@ def keep(path, content):
 def command(arguments):
     parser = Parser("bigram.py", allow_abbrev=False, description="Make a bigram model in two ways.")
     parser.add_argument("--text", type=Path, metavar="FILE", help="learn from this UTF-8 text")
-    given = parser.parse_args(arguments)
+    name, text = load_text(parser.parse_args(arguments).text)
     choose_threads()
-    run(*load_text(given.text))
+    run(name, text)
 
 
 if __name__ == "__main__":

@@ -261,7 +261,7 @@ class BigramLanguageModel(nn.Module):
 # tensor(11.5000)
 
 # Where do the attention weights come from? From the tokens themselves. From its C numbers, each
-# token makes three shorter vectors, of hs numbers (why shorter, you will see with the heads):
+# token makes three vectors of hs numbers (shorter, because there will be several heads):
 #
 #     a query     what am I looking for?
 #     a key       what do I offer to those who look?
@@ -582,7 +582,8 @@ def training_step(model, optimizer, data, step, config):
 
 
 # Outside training, we want no dropout, and PyTorch need not remember anything for slopes. The lines
-# after `with eval_mode(model):` run so. Then the model is as before, even after an error.
+# inside `with eval_mode(model):` run that way. Afterwards, the model is as before, even after an
+# error.
 @contextmanager
 def eval_mode(model):
     was_training = model.training
@@ -1506,11 +1507,15 @@ class LongRun:
         self.text_path, self.text_sha256 = text_path and str(text_path), hash_of(text)
         self.step, self.losses, self.history, self.best = 0, [], [], None
         self.threads_before = torch.get_num_threads()
+        self.threads = saved and saved.progress.threads         # None: to be chosen
         self.saved_step = saved and saved.progress.step         # None: nothing is saved yet
 
     def __enter__(self):
         self.lock = hold_name(self.name)
-        choose_threads()                                # for the bigram model
+        if self.threads is None:
+            choose_threads()                            # for the bigram model
+        elif may_choose_threads():                      # after a stop, as many as before
+            torch.set_num_threads(min(self.threads, self.threads_before))
         return self
 
     def __exit__(self, *error):
@@ -1535,7 +1540,8 @@ class LongRun:
                 f"{self.name}: finished at step {self.step}; a larger --max_steps goes on")
         trained.to(self.device)
         self.prepare(trained, options)
-        self.choose_threads(trained, train_data, options)
+        if self.threads is None:
+            self.choose_threads(trained, train_data, options)
         optimizer = build_optimizer(trained, options)
         if self.saved is not None:
             state = self.saved.progress.optimizer
@@ -1579,19 +1585,16 @@ class LongRun:
             trained.compile()
 
     def choose_threads(self, trained, train_data, options):
-        """Set the number of threads: what is fastest now, or after a stop, as many as before."""
-        there, before = self.threads_before, self.saved and self.saved.progress.threads
-        torch.set_num_threads(there)
+        """Set the number of threads to what is fastest now for this model."""
+        torch.set_num_threads(self.threads_before)
         if not may_choose_threads() or self.device != "cpu" or self.compile:
             return
-        if before is not None:
-            return torch.set_num_threads(min(before, there))
         few = replace(options, batch_size=max(1, 768 // options.block_size))
         x, y = get_batch(train_data, 0, few)
         torch.set_num_threads(fastest_threads(lambda: trained(x, y)[1].backward()))
         trained.zero_grad()
-        say(f"{self.name}: trains with {torch.get_num_threads()} of {there} threads, which is "
-            "fastest now")
+        say(f"{self.name}: trains with {torch.get_num_threads()} of {self.threads_before} "
+            "threads, which is fastest now")
 
     def training_step(self, trained, optimizer, train_data, options):
         """Make one step, and return its loss."""

@@ -42,8 +42,8 @@ sys.path[:0] = str(Path(__file__).parent), str(Path(__file__).parent.parent)
 import ablation
 import attention_toy
 from gpt import (DATA, GPT, BPETokenizer, CharTokenizer, LongRun, Options, Parser, build_gpt, check, check_options,
-                 choose_device, choose_threads, complete, encode_text, evaluate, generate, generate_cached, get_batch,
-                 load_checkpoint, run, run_cleanly, show_progress, train_bpe, train_val_split, write_whole)
+                 choose_device, complete, encode_text, evaluate, generate, generate_cached, get_batch, load_checkpoint,
+                 run, run_cleanly, show_progress, train_bpe, train_val_split, write_whole)
 import torch
 
 # %% The checks
@@ -388,7 +388,6 @@ def command(arguments):
         demo = replace(demo, text=partial(python_text, options.code), check=partial(check_python, options.code),
                        config=replace(demo.config, max_steps=STEPS_FOR_FOLDER))
     config = demo.config if options.steps is None else replace(demo.config, max_steps=options.steps)
-    choose_threads()
     text, config = demo.text(), check_options(config)
     tokenizer = demo.tokenizer(text, config)
     text_path = DATA.resolve() / f"{name}-text.txt"         # for `python gpt.py --resume`, and for page.py
@@ -396,7 +395,7 @@ def command(arguments):
         write_whole(text_path, lambda file: file.write(text.encode()))
         bigram, _, _ = run(name, text, config, tokenizer, build_gpt, until_it_rises(long_run))
         model, _ = load_checkpoint(DATA / f"{name}.pt")     # its best parameters; run returns the last
-    return 0 if show_check(demo.check(model, bigram, tokenizer, text)) else 1
+        return 0 if show_check(demo.check(model, bigram, tokenizer, text)) else 1
 
 
 def main(arguments=None):

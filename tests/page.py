@@ -85,7 +85,7 @@ def page_data(saved, text, text_name):
         "parameter_count": parameter_count(saved.best),
         "bigram": None if text is None else trained_bigram(saved, train_data, val_data),
         "parameters": {name: as_base64(p.half()) for name, p in saved.best.state_dict().items()},
-        "step": saved.progress.step, "history": saved.progress.history, 
+        "step": saved.progress.step, "history": saved.progress.history,
         "passages": passages(val_text, 150 if isinstance(saved.tokenizer, gpt.CharTokenizer) else 350),
         "text": None if text is None else {"name": text_name, "length": len(text), "begins": text[:60]},
         "texts": list(zip(idx.tolist(), map(as_base64, logits)))
